@@ -54,6 +54,7 @@ class Module(ModuleType):
         self, exported_program: torch.export.ExportedProgram, inputs: None = None, *,
         arg_inputs: Sequence[Input], device: torch.device, disable_tf32: bool = False, workspace_size: int = 0,
         require_full_compilation: bool = False, optimization_level: int | None = None, timing_cache_path: str = "",
+        use_explicit_typing: bool = True,
         arg_input_binding_names: Any = None, output_binding_names: Any = None,
     ) -> bytes:  # fmt: skip
         self.arguments = {k: v for k, v in locals().items() if k not in ("self", "exported_program")}
@@ -73,7 +74,7 @@ class Module(ModuleType):
             "version": self._tensorrt.__version__, "capturable": True,
             "inputs": {n: [TYPES[i.dtype], i.shape] for n, i in zip(names, arg_inputs, strict=True)},
             "outputs": {out: [TYPES[output.dtype], [-1, *map(int, output.shape[1:])]]},
-            "profile": {name: i.profile for name, i in zip(names, arg_inputs, strict=True)},
+            "profiles": [{name: i.profile for name, i in zip(names, arg_inputs, strict=True)}],
         }  # fmt: skip
         return json.dumps(plan).encode()
 

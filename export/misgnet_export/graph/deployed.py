@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from misgnet.network import MISGNet
 from misgnet_runtime.bundle import IMAGENET_MEAN, IMAGENET_STD, Interface
 
 
@@ -15,7 +14,7 @@ class Deployed(nn.Module):
     image_gain: Tensor
     image_offset: Tensor
 
-    def __init__(self, network: MISGNet, interface: Interface) -> None:
+    def __init__(self, network: nn.Module, interface: Interface) -> None:
         super().__init__()
         self.network = network
         self.interface = interface

@@ -18,6 +18,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
+from misgnet_export.graph.half_network import HalfNetwork
 from misgnet_export.graph.quiet import quiet
 from misgnet_export.graph.stacked_guidance import with_stacked_guidance
 from misgnet_runtime.bundle import Interface
@@ -71,14 +72,14 @@ def _fold(model: onnx_ir.Model) -> None:
 
 
 def export_program(
-    network: MISGNet, interface: Interface, device: str = "cpu", *, stacked: bool = True
+    network: MISGNet, interface: Interface, device: str = "cpu", *, stacked: bool = True, half: bool = False
 ) -> torch.export.ExportedProgram:
     """Exports a copy of ``network`` as a program with the inputs of ``interface``, captured on ``device``.
 
-    ``stacked`` is that of :func:`export_graph`.
+    ``stacked`` is that of :func:`export_graph`; with ``half`` it computes in float16, except the guidance.
     """
     copied = with_stacked_guidance(network) if stacked else copy.deepcopy(network)
-    deployed = Deployed(copied, interface).eval().requires_grad_(False).to(device)
+    deployed = Deployed(HalfNetwork(copied) if half else copied, interface).eval().requires_grad_(False).to(device)
     batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
     before, after = (images.to(device) for images in deployed.example())
     with _quiet():

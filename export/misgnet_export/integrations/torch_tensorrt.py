@@ -82,7 +82,9 @@ def check_torch_tensorrt(options: PlanOptions) -> str:
 def compile_program(
     network: MISGNet, interface: Interface, options: PlanOptions, timing_cache: Path | None = None
 ) -> ProgramPlan:
-    """Exports ``network`` on the GPU and converts all of it in float32 without TF32; the batch of the plan is dynamic.
+    """Exports ``network`` on the GPU in float16, with its guidance in float32, and converts all of it to a plan.
+
+    The plan has a dynamic batch and the types of the program: float32 operators do not use TF32.
 
     Raises:
         UnavailableError: The library or a GPU is missing, or the conversion failed; the message names the operator.
@@ -91,7 +93,7 @@ def compile_program(
 
     capability = check_torch_tensorrt(options)
     module = load_torch_tensorrt()
-    program = export_program(network, interface, DEVICE)
+    program = export_program(network, interface, DEVICE, half=True)
     # Its log prints errors with full tracebacks, and its warnings concern its own deprecated calls.
     with tempfile.TemporaryDirectory() as folder, quiet("torch_tensorrt", logging.CRITICAL):
         settings = conversion_settings(module, interface, options, timing_cache or Path(folder) / "timings")
@@ -120,6 +122,7 @@ def conversion_settings(module: Any, interface: Interface, options: PlanOptions,
         "output_binding_names": output.name,
         "device": torch.device(DEVICE),
         "disable_tf32": True,
+        "use_explicit_typing": True,  # the types of the program; TensorRT chooses none
         "require_full_compilation": True,
         "workspace_size": options.workspace_bytes or 0,  # 0: no limit
         "optimization_level": options.optimization_level,

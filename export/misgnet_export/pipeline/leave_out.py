@@ -20,9 +20,9 @@ _ALWAYS = "cpu"
 def leave_out_misses(context: BuildContext, draft: Draft) -> Draft:
     """Returns the draft without the engines that miss the gate, and removes their files; warns about each engine.
 
-    An engine is left out if ``--target auto`` chose it and no ``--target`` names it, or if a ``--target`` asked for both
-    precisions of a GPU and the other one passes. If any other engine misses, the draft is returned unchanged and its
-    parity report fails.
+    An engine is left out if ``--target auto`` chose it and no ``--target`` names it, or if a ``--target`` asked for
+    both precisions of a GPU and the other one passes. If any other engine misses, the draft is returned unchanged and
+    its parity report fails.
     """
     optional = {target.name for target in context.request.only_by_auto}
     pairs = [{target.name for target in pair} for pair in context.request.pairs]

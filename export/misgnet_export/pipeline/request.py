@@ -60,6 +60,16 @@ def _threshold(text: str) -> Threshold:
         raise ValueError("it must be a number between 0 and 1, or: tuned") from None
 
 
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or found[0] < 1 or list(found) != sorted(set(found)):
+        raise ValueError("expected ascending numbers from 1, such as 1,4,16")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """Options of ``misgnet-export build``."""
@@ -85,6 +95,10 @@ class BuildRequest:
         parse=_tile,
     )  # fmt: skip
     max_batch: int = option(16, help="Largest batch size of the engines.")
+    plan_batches: tuple[int, ...] | None = option(
+        None, help="Batches that TensorRT plans are compiled for, each with static shapes; other batches are padded to "
+        "these, or split into them.", parse=_batches, metavar="N[,N...]", show_default="1,4 within --max-batch",
+    )  # fmt: skip
     calib_tiles: int = option(128, help="Number of calibration tiles.")
     selection: SelectionRule = option(
         "represent",
@@ -190,11 +204,15 @@ class BuildRequest:
         return product.board is not None or (self.on_device and product.has_plan and not product.from_program)
 
     def plan_options(self, target: Target) -> PlanOptions:
-        """Returns compile options with the batch profile 1 / 4 / 16, limited to the bundle's largest batch."""
-        largest = self.max_batch
+        """Returns compile options with a static profile for each of ``plan_batches``.
+
+        Torch-TensorRT makes one profile, so its shapes are dynamic, up to the bundle's largest batch.
+        """
+        product, largest = product_of(target), self.max_batch
+        static = tuple((batch, batch, batch) for batch in self.plan_batches or sorted({1, min(4, largest)}))
         return PlanOptions(
-            vendor=product_of(target).engine, compute_capabilities=target.compute_capabilities,
-            profiles=((1, min(4, largest), largest),),
+            vendor=product.engine, compute_capabilities=target.compute_capabilities,
+            profiles=((1, min(4, largest), largest),) if product.from_program else static,
         )  # fmt: skip
 
 
@@ -214,6 +232,11 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"--tile is {tile}; it must be a multiple of 32, at least 32")
     if not 2 <= batch <= 256:
         raise UsageError(f"--max-batch is {batch}; it must be 2 to 256 (with 1, the exported batch is not dynamic)")
+    if request.plan_batches and request.plan_batches[-1] > batch:
+        largest = request.plan_batches[-1]
+        raise UsageError(
+            f"--plan-batches has {largest}, but --max-batch is {batch}; leave it out, or raise --max-batch"
+        )
     _check_threshold(request)
     requested_limit(request.max_f1_drop, request.min_f1_ratio)
     if request.observer not in (AUTO, PER_TENSOR) and named(request.observer) is None:

@@ -27,7 +27,7 @@ class Product:
     needs: tuple[str, ...] = ()  # instruction sets of which the processor must have one, as in the manifest
     float_type: str = "float32"  # type in which a CPU engine computes the float32 operators of the graph
     board: Board | None = None  # set if the plan can be compiled only on this device
-    from_program: bool = False  # the plan is compiled from the exported program by Torch-TensorRT
+    from_program: bool = False  # Torch-TensorRT compiles the plan from the exported program, not from the graph
 
     @property
     def precision(self) -> str:
@@ -67,7 +67,7 @@ PRODUCTS: Mapping[Kind, Product] = {
     "rtx-fp16": Product(engine="rtx", recipe=TENSORRT_FP16),
     "tensorrt-int8": Product(engine="tensorrt", recipe=TENSORRT),
     "tensorrt-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16),
-    "torch-tensorrt": Product(engine="tensorrt", recipe=None, from_program=True),
+    "torch-tensorrt": Product(engine="tensorrt", recipe=TENSORRT_FP16, from_program=True),
     "jetson-orin-int8": Product(engine="tensorrt", recipe=TENSORRT, board=_ORIN),
     "jetson-orin-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16, board=_ORIN),
     "jetson-thor-int8": Product(engine="tensorrt", recipe=TENSORRT, board=_THOR),

@@ -50,7 +50,7 @@ from misgnet_runtime.bundle.reader import Bundle, describe_files, read_bundle, r
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MANIFEST", "MAX_TEXT", "SCHEMA_VERSION", "SIGNATURE", "Bundle", "Calibration",
     "EngineEntry", "EngineKind", "FileEntry", "GateRule", "InputForm", "Int8Numbers", "Interface", "Manifest",
-    "MeasuredOverlap", "MeasuredTile", "NodePlacement", "OutputForm", "PlacementRule", "PlanProfile", "Preprocessing", "Quantization",
-    "Release", "RepairEntry", "SplitEntry", "Steps", "TensorEntry", "decode_manifest", "describe_files", "head_inputs",
-    "read_bundle", "read_unsigned",
+    "MeasuredOverlap", "MeasuredTile", "NodePlacement", "OutputForm", "PlacementRule", "PlanProfile", "Preprocessing",
+    "Quantization", "Release", "RepairEntry", "SplitEntry", "Steps", "TensorEntry", "decode_manifest", "describe_files",
+    "head_inputs", "read_bundle", "read_unsigned",
 ]  # fmt: skip

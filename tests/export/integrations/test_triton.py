@@ -15,16 +15,21 @@ import pytest
 from msgspec.structs import replace
 
 from misgnet_export.cli.main import app
+from misgnet_export.integrations.triton import dynamic_plan
 from misgnet_export.integrations.triton.config import BACKENDS, Serving, preferred_batches
 from misgnet_export.integrations.triton.repository import CONFIG, Repository, write_repository
 from misgnet_runtime.api import open_bundle
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface, PlanProfile
 from misgnet_runtime.cli import app as console
-from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.engines.tensorrt import compiler
+from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
 from misgnet_runtime.jobs.image import predict_files
 from misgnet_runtime.raster.images import read_label
+from support import fake_tensorrt
 from support.bundles import FLOAT, INT8, INTERFACE, RTX, TILE, edit, images, make_bundle, write_image
 from support.commands import exit_code
+from support.device_bundles import DEVICE, GRAPH, device_bundle
+from support.fake_cuda import FakeDriver
 from support.paths import ROOT
 from support.triton_server import find_server, running_server
 
@@ -59,7 +64,7 @@ def test_every_supported_engine_becomes_a_model(tmp_path: Path, schema: Any) -> 
     found = written(tmp_path, EVERY)
     assert [model.engine for model in found.models] == [e.name for e in EVERY if e not in (RTX, ON_DEVICE)]
     assert list(found.left_out) == ["rtx-sm86", "jetson-orin"] and "Triton has no backend" in found.left_out["rtx-sm86"]
-    assert "is not in the bundle" in found.left_out["jetson-orin"]
+    assert "must be compiled where Triton runs it, and TensorRT " in found.left_out["jetson-orin"]
     models = tmp_path / "models"
     assert {str(p.relative_to(models)) for p in models.rglob("*") if p.is_file()} == {
         f"misgnet-{model.engine}/{name}"
@@ -113,6 +118,51 @@ def test_batches_of_a_plan_come_from_its_profile(tmp_path: Path, schema: Any) ->
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 16]
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
     assert [sample.batch_size for sample in config.model_warmup] == [1, 4, 16]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A machine with TensorRT 10.16 and a GPU of compute capability 8.7."""
+    driver = FakeDriver("sm87", memory=1 << 30)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_tensorrt("10.16.1", driver))
+    for module in (compiler, dynamic_plan):
+        monkeypatch.setattr(module, "open_driver", lambda: driver)
+    return driver
+
+
+STATIC = replace(PLAN, batches=(1, 4, 4), profiles=[PlanProfile((1, 1, 1)), PlanProfile((4, 4, 4))], graph=GRAPH)
+
+
+@pytest.mark.parametrize("entry", [DEVICE, STATIC], ids=["compiled on the device", "static shapes"])
+def test_plan_for_all_batches_is_compiled_for_the_server(
+    entry: EngineEntry, tmp_path: Path, schema: Any, gpu: FakeDriver
+) -> None:
+    bundle = device_bundle(tmp_path / "bundle", entry, tiles=2)
+    write_repository(bundle, tmp_path / "models", [entry.name], Serving())
+    config = parsed(schema, tmp_path / "models", entry.name)
+    assert config.max_batch_size == INTERFACE.max_batch and config.backend == "tensorrt"
+    plan = json.loads((tmp_path / f"models/misgnet-{entry.name}/1/model.plan").read_bytes())
+    assert plan["version"] == "10.16.1"
+    assert [shape[0] for shape in plan["profiles"][0]["before"]] == [1, min(4, INTERFACE.max_batch), INTERFACE.max_batch]
+
+
+def test_compiled_plan_must_reproduce_the_golden_tiles_and_pass_the_gate(
+    tmp_path: Path, schema: Any, gpu: FakeDriver
+) -> None:
+    for folder, options, message in (
+        ("flipped", {"flip": True}, "agrees with the golden tiles in only"),
+        ("wrong", {"tiles": 2, "wrong": True}, "fails the gate on this device"),
+    ):
+        bundle = device_bundle(tmp_path / folder, **options)  # type: ignore[arg-type]
+        with pytest.raises(GateFailed, match=message):
+            write_repository(bundle, tmp_path / "models", [DEVICE.name], Serving())
+        assert not (tmp_path / "models").exists()
+
+
+def test_plan_for_another_gpu_is_left_out(tmp_path: Path, schema: Any, gpu: FakeDriver) -> None:
+    bundle = device_bundle(tmp_path / "bundle", replace(DEVICE, compute_capabilities=["sm110"]))
+    found = write_repository(bundle, tmp_path / "models", [], Serving())
+    assert found.left_out == {DEVICE.name: "it is for sm110, but this GPU is sm87"}
 
 
 def test_openvino_takes_whole_batches_and_its_own_parameters(tmp_path: Path, schema: Any) -> None:

@@ -70,9 +70,9 @@ def test_chosen_engines_run_on_the_machine_that_they_were_chosen_for(
         ("auto", "cpu openvino"),
         ("auto auto", "cpu openvino"),
         ("auto cpu", "cpu openvino"),
-        ("openvino auto rtx-sm89", "openvino cpu rtx-sm89"),
-        ("auto rtx-sm86,sm89", "cpu openvino rtx-sm86,sm89"),
-        ("rtx-sm86 auto rtx-sm86", "rtx-sm86 cpu openvino"),
+        ("openvino auto rtx-sm89-fp16", "openvino cpu rtx-sm89-fp16"),
+        ("auto rtx-sm86,sm89", "cpu openvino rtx-sm86,sm89-int8 rtx-sm86,sm89-fp16"),
+        ("tensorrt-int8 auto tensorrt", "tensorrt-int8 cpu openvino tensorrt-fp16"),
         ("auto openvino-int8-bf16", "cpu openvino openvino-int8-bf16"),
         ("cpu-vnni cpu cpu-vnni", "cpu-vnni cpu"),
         ("", ""),
@@ -111,7 +111,8 @@ def test_request_expands_its_default_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_request_without_auto_does_not_examine_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: pytest.fail("examined"))
     request = request_of("rtx-sm86", "cpu", "rtx-sm86")
-    assert request.auto is None and request.targets == (Target("rtx", ("sm86",)), Target("cpu"))
+    assert request.auto is None
+    assert request.targets == (Target("rtx-int8", ("sm86",)), Target("rtx-fp16", ("sm86",)), Target("cpu"))
 
 
 def test_request_with_auto_is_accepted_on_this_machine() -> None:

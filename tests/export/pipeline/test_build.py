@@ -76,13 +76,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Builds a split bundle for the CPU and for a Jetson, the whole build of the default tier; see QUICK."""
-    return built(data, tmp_path_factory, ["cpu", "jetson-orin"], *QUICK)
+    return built(data, tmp_path_factory, ["cpu", "jetson-orin-int8"], *QUICK)
 
 
 @pytest.fixture(scope="session")
 def bundle_of_many_targets(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Builds a split bundle for the CPU, another processor, a Jetson and the installed optional engines."""
-    targets = ["cpu", OTHER, "jetson-orin"]
+    targets = ["cpu", OTHER, "jetson-orin-int8"]
     if has("openvino"):
         targets += ["openvino"]
     if has("tensorrt_rtx"):
@@ -107,14 +107,14 @@ def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[st
 
 def test_bundle_contains_the_files_of_its_manifest(each_bundle: Path) -> None:
     manifest = read_bundle(each_bundle).manifest
-    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", "jetson-orin"}
+    assert {e.name for e in manifest.engines} >= {"cpu", "cpu-float32", "jetson-orin-int8"}
     assert manifest.tile == TILE and manifest.inputs[0].shape == [-1, TILE, TILE, 3]
     assert [item.name for item in each_bundle.parent.iterdir()] == ["bundle"], "nothing is left beside the bundle"
 
 
 @pytest.mark.slow
 def test_every_target_becomes_an_engine(bundle_of_many_targets: Path) -> None:
-    expected = {"cpu", "cpu-float32", OTHER, "jetson-orin"}
+    expected = {"cpu", "cpu-float32", OTHER, "jetson-orin-int8"}
     expected |= {"openvino"} if has("openvino") else set()
     expected |= {"rtx-sm86,sm89", "rtx-sm86-fp16"} if has("tensorrt_rtx") else set()
     assert {entry.name for entry in read_bundle(bundle_of_many_targets).manifest.engines} == expected
@@ -162,11 +162,11 @@ def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: P
 
 def test_jetson_entry_has_everything_needed_to_compile_on_the_device(bundle: Path) -> None:
     opened = read_bundle(bundle)
-    entry = opened.engine_entry("jetson-orin")
+    entry = opened.engine_entry("jetson-orin-int8")
     assert entry.compiled == "to be compiled on the device" and entry.file == entry.graph == "graphs/int8_tensorrt.onnx"
     assert (entry.compute_capabilities, entry.platform, entry.batches) == (["sm87"], "linux-aarch64", (1, 4, 16))
     assert entry.split.encoder == entry.split.encoder_graph and entry.split.head == entry.split.head_graph
-    (parity,) = (e for e in opened.manifest.metrics["engines"] if e["engine"] == "jetson-orin")
+    (parity,) = (e for e in opened.manifest.metrics["engines"] if e["engine"] == "jetson-orin-int8")
     assert (parity["status"], parity["reason"]) == ("proxy", "to be compiled on the device")
     assert parity["verdict"]["passed"] and parity["device"] == "CPU"
 
@@ -188,7 +188,7 @@ def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
     result = run("misgnet_runtime.cli", "compile", bundle)
     assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
     result = run("misgnet_runtime.cli", "info", bundle)
-    assert "jetson-orin, for sm87 on linux-aarch64: does not run" in result.stdout
+    assert "jetson-orin-int8, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
 def test_quantized_graphs_are_small_and_mostly_quantized(each_bundle: Path) -> None:
@@ -231,6 +231,11 @@ def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle_of_many_target
     entry = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86,sm89")
     assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
     assert (bundle_of_many_targets / entry.file).stat().st_size > 1_000_000
+    for profile in entry.profiles:
+        assert profile.kernels and profile.bytes_moved and profile.context_bytes
+    evidence = {path.name for path in (bundle_of_many_targets / "evidence").glob("plan_*.json")}
+    assert f"plan_{Path(entry.file).stem}.json" in evidence and len(evidence) % 3 == 0, "each plan is split"
+    assert entry.name in run("misgnet_export.cli", "inspect", bundle_of_many_targets, "--plan").stdout
     fp16 = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86-fp16")
     assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 

@@ -72,6 +72,30 @@ def test_nothing_is_left_out(engines: list[EngineParity]) -> None:
     assert without_misses(report, {"cpu", "openvino"}) == report
 
 
+PAIR = [{"rtx-sm86-int8", "rtx-sm86-fp16"}]
+
+
+def test_one_precision_of_a_gpu_is_left_out_if_the_other_passes() -> None:
+    report = report_of(results(cpu_float32=GOOD, rtx_sm86_int8=BAD, rtx_sm86_fp16=GOOD))
+    found = without_misses(report, (), PAIR)
+    assert (names(found.engines), names(found.left_out)) == (["cpu-float32", "rtx-sm86-fp16"], ["rtx-sm86-int8"])
+    assert found.passed and not without_misses(report, ()).passed
+
+
+def test_a_gpu_needs_one_precision_that_passes() -> None:
+    report = report_of(results(cpu_float32=GOOD, rtx_sm86_int8=BAD, rtx_sm86_fp16=BAD))
+    assert without_misses(report, (), PAIR) == report
+    # An engine that was not run shows nothing, so the other one is needed.
+    unproven = report_of([*results(cpu_float32=GOOD, rtx_sm86_int8=BAD), not_run("rtx-sm86-fp16")])
+    assert without_misses(unproven, (), PAIR) == unproven
+
+
+def test_a_precision_that_is_requested_by_its_suffix_must_pass() -> None:
+    assert request_of("rtx-sm86").pairs == [parse_target("rtx-sm86").variants]
+    assert request_of("rtx-sm86-int8", "cpu").pairs == []
+    assert request_of("rtx-sm86", "rtx-sm86-int8").pairs == []
+
+
 def test_only_targets_that_no_option_names_are_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Choice((Target("cpu"), Target("openvino")), "")
     monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: chosen)

@@ -27,14 +27,15 @@ FLOAT_GRAPH = GraphFile(name="float", file="graphs/float.onnx", precision="float
 
 
 def test_every_target_is_in_the_table_and_every_engine_is_used() -> None:
-    assert PRODUCTS.keys() == set(get_args(Kind))
+    built = {variant.kind for kind in get_args(Kind) for variant in Target(kind).variants}
+    assert PRODUCTS.keys() == built and len(built) == len(get_args(Kind)) - 4  # four kinds stand for two targets each
     assert {product.engine for product in PRODUCTS.values()} == set(get_args(EngineKind))
 
 
 def test_precision_combines_graph_and_float_type() -> None:
     names = (
-        "cpu-arm", "openvino", "openvino-bf16", "openvino-int8-bf16", "rtx-sm86,sm89", "rtx-sm86-fp16", "tensorrt-fp16",
-        "cuda",
+        "cpu-arm", "openvino", "openvino-bf16", "openvino-int8-bf16", "rtx-sm86,sm89-int8", "rtx-sm86-fp16",
+        "tensorrt-fp16",         "cuda",
     )  # fmt: skip
     assert [product_of(parse_target(name)).precision for name in names] == [
         "int8", "int8", "bf16", "int8+bf16", "int8+float16", "float16", "float16", "float32",
@@ -42,7 +43,9 @@ def test_precision_combines_graph_and_float_type() -> None:
 
 
 def test_recipe_shared_by_targets_is_listed_once() -> None:
-    names = ("openvino-bf16", "rtx-sm86", "cpu", "tensorrt", "rtx-sm89-fp16", "openvino", "openvino-int8-bf16")
+    names = (
+        "openvino-bf16", "rtx-sm86-int8", "cpu", "tensorrt-int8", "rtx-sm89-fp16", "openvino", "openvino-int8-bf16",
+    )  # fmt: skip
     assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
     assert recipes_of([Target("openvino-bf16")]) == []
 
@@ -60,7 +63,7 @@ def test_cuda_target_can_be_built_on_any_machine(monkeypatch: pytest.MonkeyPatch
     check_request(request_of("cuda"))
 
 
-@pytest.mark.parametrize("target", ["jetson-orin", "jetson-thor-fp16"])
+@pytest.mark.parametrize("target", ["jetson-orin-int8", "jetson-thor-fp16"])
 def test_jetson_plan_is_always_compiled_on_the_device(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, library, None)
@@ -71,7 +74,7 @@ def test_jetson_plan_is_always_compiled_on_the_device(target: str, monkeypatch: 
     assert (entry.kind, entry.compute_capabilities, entry.platform) == ("tensorrt", board, "linux-aarch64")
 
 
-@pytest.mark.parametrize(("target", "capabilities"), [("tensorrt", []), ("rtx-sm86,sm89", ["sm86", "sm89"])])
+@pytest.mark.parametrize(("target", "capabilities"), [("tensorrt-int8", []), ("rtx-sm86,sm89-int8", ["sm86", "sm89"])])
 def test_other_plans_are_compiled_on_the_device_on_request(
     target: str, capabilities: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +95,24 @@ def deferred(request: BuildRequest) -> EngineEntry:
         for recipe, name in ((TENSORRT, "int8"), (TENSORRT_FP16, "float16"))
     ]
     return make_engines(context_of(request), [FLOAT_GRAPH, *graphs], NO_NETWORK)[1]
+
+
+@pytest.mark.parametrize(
+    ("largest", "given", "expected"),
+    [(16, None, [1, 4]), (2, None, [1, 2]), (16, (2,), [2]), (16, (1, 4, 16), [1, 4, 16])],
+)
+def test_plans_have_a_static_profile_for_each_batch(
+    largest: int, given: tuple[int, ...] | None, expected: list[int]
+) -> None:
+    request = replace(request_of("jetson-orin-int8"), max_batch=largest, plan_batches=given)
+    entry = deferred(request)
+    assert [profile.batches for profile in entry.profiles] == [(batch, batch, batch) for batch in expected]
+    assert (entry.batches[0], entry.batches[2]) == (expected[0], expected[-1])
+
+
+def test_torch_tensorrt_has_one_dynamic_profile() -> None:
+    request = replace(request_of("torch-tensorrt"), max_batch=16)
+    assert request.plan_options(Target("torch-tensorrt")).profiles == ((1, 4, 16),)
 
 
 def test_invalid_options_are_rejected() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from misgnet_export.integrations.triton.config import BACKENDS, Serving, load_schema, model_config
+from misgnet_export.integrations.triton.dynamic_plan import ServedFile, compile_dynamic, is_dynamic, why_not_here
 from misgnet_runtime.bundle import Bundle, EngineEntry, read_bundle
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.selection import measured_by_build
@@ -39,6 +40,8 @@ def write_repository(
 ) -> Repository:
     """Writes the engines of a bundle to the folder ``output``, completely or not at all.
 
+    A TensorRT plan with static shapes is replaced by one for all batches, which is compiled and checked here.
+
     Args:
         bundle_path: The bundle.
         output: The folder to write.
@@ -49,7 +52,8 @@ def write_repository(
     Raises:
         UsageError: ``output`` exists, a number is invalid, or a requested engine has no backend.
         InputError: The bundle is invalid.
-        UnavailableError: tritonclient is missing.
+        UnavailableError: tritonclient is missing, or a plan that was compiled here cannot be opened.
+        GateFailed: A plan that was compiled here fails the golden tiles or the F1 gate.
     """
     refuse_inputs([output], [bundle_path])
     refuse_existing(output, force)
@@ -57,7 +61,8 @@ def write_repository(
     load_schema()
     bundle = read_bundle(bundle_path)
     entries = [bundle.engine_entry(name) for name in engines] or bundle.manifest.engines
-    left_out = {entry.name: problem for entry in entries if (problem := _why_not(entry))}
+    largest = bundle.manifest.interface.max_batch
+    left_out = {entry.name: problem for entry in entries if (problem := _why_not(entry, largest))}
     fitting = [entry for entry in entries if entry.name not in left_out]
     if not fitting or (engines and left_out):
         raise UsageError("; ".join(f"engine {name}: {why}" for name, why in left_out.items()))
@@ -66,30 +71,32 @@ def write_repository(
     return Repository(models, left_out)
 
 
-def _why_not(entry: EngineEntry) -> str | None:
+def _why_not(entry: EngineEntry, largest: int) -> str | None:
     if entry.kind not in BACKENDS:
         return f"Triton has no backend for engines of kind '{entry.kind}'; for NVIDIA GPUs, use --target tensorrt"
-    if entry.on_device:
-        return (
-            "its plan is compiled on the device and is not in the bundle; build the bundle on the server's machine "
-            "with --target tensorrt"
-        )
-    return None
+    return why_not_here(entry, largest) if entry.kind == "tensorrt" and not is_dynamic(entry) else None
 
 
 def _write_model(bundle: Bundle, entry: EngineEntry, folder: Path, serving: Serving) -> Model:
     name, backend = f"misgnet-{entry.name}", BACKENDS[entry.kind]
+    served = _served(bundle, entry)
     # Triton's versions are numbers without a leading zero; it serves the highest.
     version = folder / name / str(max(1, bundle.manifest.bundle_version))
     version.mkdir(parents=True)
-    (version / backend.file).write_bytes(bundle.read(entry.file))
+    (version / backend.file).write_bytes(served.data)
     config = model_config(
-        name, entry, bundle.manifest.interface, serving,
+        name, served.entry, bundle.manifest.interface, serving,
         speeds=_speeds(bundle, entry), parameters=_parameters(bundle, entry),
     )  # fmt: skip
     (folder / name / CONFIG).write_text(_text(config))
     note = "" if "bf16" in entry.precision else backend.note
     return Model(name, entry.name, backend.backend, note)
+
+
+def _served(bundle: Bundle, entry: EngineEntry) -> ServedFile:
+    if entry.kind == "tensorrt" and not is_dynamic(entry):
+        return compile_dynamic(bundle, entry)
+    return ServedFile(bundle.read(entry.file), entry)
 
 
 def _parameters(bundle: Bundle, entry: EngineEntry) -> dict[str, str]:
