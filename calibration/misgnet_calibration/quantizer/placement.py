@@ -158,9 +158,12 @@ def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:
 def _quantized_output(graph: Graph, conv: onnx.NodeProto, recipe: Recipe) -> str | None:
     """Returns the convolution's output, or that of its ReLU, if ``recipe`` quantizes it."""
     name = _quantizable_output(graph, conv)
-    if recipe.conv_outputs == "chained":
-        return name if name not in graph.outputs() and _reaches_int8(graph, name, recipe) else None
-    return name if recipe.conv_outputs == "int8" else None
+    if recipe.conv_outputs != "chained":
+        return name if recipe.conv_outputs == "int8" else None
+    # A ReLU that is a site itself reads the convolution's output in INT8.
+    maker = graph.producer[name]
+    fused = maker is conv or _decide(graph, maker, recipe).decision == "float"
+    return name if fused and name not in graph.outputs() and _reaches_int8(graph, name, recipe) else None
 
 
 def _reaches_int8(graph: Graph, name: str, recipe: Recipe) -> bool:
