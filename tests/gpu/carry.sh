@@ -69,7 +69,7 @@ fill_wheels() {
     cp "$here/requirements.txt" "$wheels/requirements.txt"
     download x86_64 -r "$wheels/requirements.txt"
   else
-    "$python" -m misgnet_export.cli wheelhouse "$platform" -o "$wheels"
+    "$python" -m misgnet_export.cli wheelhouse --platform "$platform" -o "$wheels"
     # exceptiongroup and tomli: what pytest requires on Python 3.10, whichever Python runs pip here
     download aarch64 pytest exceptiongroup tomli
     printf '%s\n' misgnet-export pytest >>"$wheels/requirements.txt"

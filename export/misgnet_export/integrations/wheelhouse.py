@@ -178,7 +178,7 @@ def install_lines(name: PlatformName) -> list[str]:
 
 def own_project() -> str:
     """Returns the checkout that contains this module, or else the project's name for pip to look up."""
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = Path(__file__).resolve().parents[3]
     return str(checkout) if (checkout / "pyproject.toml").is_file() else _PROJECT
 
 
