@@ -74,9 +74,12 @@ def compare(
         MisgnetError: Nothing could be measured.
     """
     groups = [others[start : start + _PARALLEL - 1] for start in range(0, len(others), _PARALLEL - 1)] or [[]]
-    comparison = _Comparison(bundle, default, max(_MIN_SECONDS, seconds / (len(others) + len(groups))))
+    share = max(_MIN_SECONDS, seconds / (len(others) + len(groups)))
+    comparison = _Comparison(bundle, default, share)
     for number, group in enumerate(groups, 1):
-        log.info(f"measuring, {number} of {len(groups)}: {'; '.join(each.label() for each in (default, *group))}")
+        candidates = (default, *group)
+        labels = "; ".join(each.label() for each in candidates)
+        log.info(f"measuring for {share * len(candidates):.0f} s, {number} of {len(groups)}: {labels}")
         comparison.measure(group)
     return comparison.measurements(), comparison.failed
 

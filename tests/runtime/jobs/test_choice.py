@@ -181,6 +181,48 @@ def test_minutes_are_the_measuring_time_per_engine(tmp_path: Path, monkeypatch: 
             compiled(tmp_path / "bundle", minutes=minutes)
 
 
+# Each child process starts with this: fakes of CUDA and TensorRT, and a device that is slow in one precision.
+START = """
+import sys, time
+from support.fake_cuda import FakeDriver
+from support.fake_tensorrt import make_tensorrt
+import misgnet_runtime.engines.cuda as cuda
+import misgnet_runtime.engines.tensorrt.open as opening
+
+driver = FakeDriver("sm87")
+sys.modules["tensorrt"] = make_tensorrt("10.3.0", driver)
+real = opening.open_plan_of
+
+def open_plan_of(entry, files, streams):
+    engine = real(entry, files, streams, driver)
+    infer = engine.infer
+    engine.infer = lambda arrays: (time.sleep(0.02 * (entry.precision == "{slow}")), infer(arrays))[1]
+    return engine
+
+opening.open_plan_of = open_plan_of
+"""
+
+
+@pytest.mark.parametrize(
+    ("slow", "engine"), [("float16", INT8_PLAN), pytest.param("int8+float16", FP16, marks=pytest.mark.slow)]
+)
+def test_plans_are_timed_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, engine: str
+) -> None:
+    monkeypatch.setattr(opening, "device_name", lambda device: device.name)  # as the child processes see it
+    monkeypatch.setattr(choice_module, "device_name", lambda device: device.name)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(START.format(slow=slow))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(comparison, "ROUNDS", 2)
+    monkeypatch.setattr(comparison, "_WARM_UP_SECONDS", 0.1)
+    choice = compiled(variants_bundle(tmp_path / "bundle"), minutes=0.001)
+    assert chosen(choice) == (engine, engine) and " is faster than " in choice.throughput.why
+    figures = {variant.engine: variant for variant in choice.variants}
+    slowest = figures[FP16 if engine == INT8_PLAN else INT8_PLAN]
+    assert slowest.ms_per_pair and slowest.ms_per_pair > 20
+
+
 # Variants that fail
 
 
@@ -262,10 +304,10 @@ def test_one_precision_can_be_requested(
 
 def test_a_precision_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     bundle = device_bundle(tmp_path / "bundle", DEVICE_INT8)
-    message = r"--choose is fp16, and jetson-orin-int8 \(INT8\) are what the bundle has to compile here"
+    message = r"--choose is fp16, but the bundle has nothing to compile here but jetson-orin-int8 \(INT8\); choose"
     with pytest.raises(UsageError, match=message):
         compiled(bundle, choose="fp16")
-    with pytest.raises(UsageError, match=r"--choose is fp16, and jetson-orin-int8 \(INT8\) were requested by --engine"):
+    with pytest.raises(UsageError, match=r"--choose is fp16, but --engine requests jetson-orin-int8 \(INT8\)"):
         compiled(bundle, choose="fp16", engines=(INT8_PLAN,))
     assert exit_code(cli.main, "misgnet-run", "compile", bundle, "--choose", "best") == 2
 
@@ -467,7 +509,7 @@ def test_the_commands_show_the_choice_and_its_figures(
     assert exit_code(cli.main, "misgnet-run", "compile", bundle, "--minutes", "0.1") == 0
     out, err = capsys.readouterr()
     assert f"chosen for one pair: {FP16}: FP16 is faster than INT8 here (8.00 against 10.00 ms)\n" in out
-    assert f"measuring, 1 of 1: {FP16}, 1 stream, batch 1; {INT8_PLAN}, 1 stream, batch 1" in err
+    assert f"measuring for 6 s, 1 of 1: {FP16}, 1 stream, batch 1; {INT8_PLAN}, 1 stream, batch 1" in err
     assert exit_code(cli.main, "misgnet-run", "info", bundle) == 0
     out = capsys.readouterr().out
     assert f"measured by misgnet-run compile on Fake GPU, {AGX}, " in out

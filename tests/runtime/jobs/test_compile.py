@@ -419,7 +419,7 @@ def test_a_bundles_own_plan_for_another_gpu_can_be_recompiled_here(
     with pytest.raises(UnavailableError, match=rf"built for sm86, this GPU is sm87; rebuild with: {command}"):
         check_output(bundle, "rtx-sm86")
     with pytest.raises(
-        UsageError, match=r"no engine marked for compilation on the device; select one with --engine .*: rtx-sm86"
+        UsageError, match=r"no engine marked for compilation on the device; misgnet-run tune .*--engine: rtx-sm86"
     ):
         compile_bundle(bundle, CompileOptions())
     compile_bundle(bundle, CompileOptions(engines=("rtx-sm86",)))

@@ -22,7 +22,7 @@ from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_versio
 from misgnet_runtime.engines.tensorrt.compatibility import device_name, free_bytes, mebibytes, this_platform
 from misgnet_runtime.engines.tensorrt.open import slot_of
 from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanStore, Slot
-from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, StorageError, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.formatting import timestamp
 from misgnet_runtime.inference.choice import Choice, ChoiceScope
 from misgnet_runtime.inference.comparison import check_minutes
@@ -129,7 +129,7 @@ def _compile_engines(
     for entry in entries:
         try:
             passed[entry.name] = _compile_engine(run, entry)
-        except (StorageError, UsageError):
+        except (InputError, UsageError):  # a damaged bundle, a full disk: not the engine's fault
             raise
         except MisgnetError as error:
             failed[entry.name] = error

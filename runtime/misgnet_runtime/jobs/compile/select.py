@@ -31,7 +31,7 @@ def select_engines(bundle: Bundle, options: CompileOptions) -> list[EngineEntry]
     if not entries:
         names = ", ".join(entry.name for entry in plans)
         hint = (
-            f"select one with --engine to recompile it: {names}"
+            f"misgnet-run tune finds the fastest of its plans; to recompile one, select it with --engine: {names}"
             if plans
             else "it has no TensorRT engines; build one with --target jetson-orin, for example"
         )
@@ -39,8 +39,8 @@ def select_engines(bundle: Bundle, options: CompileOptions) -> list[EngineEntry]
     fitting = of_precision(entries, options)
     if not fitting or (options.engines and fitting != entries):
         found = ", ".join(f"{entry.name} ({precision_of(entry)})" for entry in entries)
-        what = "were requested by --engine" if options.engines else "are what the bundle has to compile here"
-        raise UsageError(f"--choose is {options.choose}, and {found} {what}; choose another precision or fastest")
+        what = "--engine requests" if options.engines else "the bundle has nothing to compile here but"
+        raise UsageError(f"--choose is {options.choose}, but {what} {found}; choose another precision, or fastest")
     return fitting
 
 
