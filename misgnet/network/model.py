@@ -59,7 +59,10 @@ class MISGNet(nn.Module):
         check_size(before.shape, after.shape)
         maps = self.backbone(torch.cat((before, after)))  # both dates as one batch of 2B
         levels = (self.MGLNet0, self.MGLNet1, self.MGLNet2)
-        d1, d2, d3 = (level(x) for level, x in zip(levels, maps, strict=True))
+        return self.decode(*(level(x) for level, x in zip(levels, maps, strict=True)))
+
+    def decode(self, d1: Tensor, d2: Tensor, d3: Tensor) -> Tensor:
+        """Computes logits from the differences of the three stages, from fine to coarse: (B, width, h, w)."""
         out1 = self.decode1(d2, self.Translayer1(d3))
         out2 = self.decode2(d1, self.Translayer2(d2))
         logits = self.final2(self.decode3(out2, self.Translayer3(out1)))

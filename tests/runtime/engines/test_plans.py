@@ -126,7 +126,7 @@ def test_plan_is_compiled_with_all_options(plan: Plan) -> None:
     options = PlanOptions(
         vendor="rtx",
         compute_capabilities=("sm86",),
-        profiles=((2, 2, 2),),
+        profiles=((2, 2, 2), (4, 4, 4)),
         workspace_bytes=1 << 28,
         optimization_level=1,
     )

@@ -90,10 +90,12 @@ def test_a_plan_whose_kernels_are_unknown_is_still_compiled(
     assert plan.layers.note
 
 
-def test_a_builder_in_a_reference_cycle_is_freed_before_the_next_one_is_made(
-    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["Builder", "Runtime"])
+def test_a_builder_in_a_reference_cycle_is_freed_before_a_builder_or_runtime_is_made(
+    tensorrt: Any, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The real library would wait for itself: it frees a builder under a lock that it holds while it makes one."""
+    plan = compiled(driver)
     freed: list[bool] = []
 
     class Old:
@@ -103,14 +105,15 @@ def test_a_builder_in_a_reference_cycle_is_freed_before_the_next_one_is_made(
         def __del__(self) -> None:
             freed.append(True)
 
-    class Builder(tensorrt.Builder):
-        def __init__(self, logger: Any) -> None:
-            assert freed
-            super().__init__(logger)
+    def make(self: Any, logger: Any) -> None:
+        assert freed
+        self.logger = logger
 
-    monkeypatch.setattr(tensorrt, "Builder", Builder)
+    real = getattr(tensorrt, kind)
+    monkeypatch.setattr(tensorrt, kind, type(kind, (real,), {"__init__": make}))
     Old()
-    compiled(driver)
+    compiled(driver) if kind == "Builder" else open_plan(plan.data, "tensorrt", driver).close()
+    assert freed
 
 
 def test_options_reach_the_builder(tensorrt: Any, driver: FakeDriver) -> None:
