@@ -4,7 +4,7 @@ set -eu
 
 usage() {
   cat <<'TEXT'
-usage: tests/gpu/carry.sh [-p PLATFORM] [-y PYTHON_VERSION] [-w | -b]
+usage: tests/gpu/carry.sh [-p PLATFORM] [-y PYTHON_VERSION] [-w | -b] [REQUIREMENT...]
 
 Downloads wheels into tests/gpu/wheels, and builds tests/gpu/bundle and tests/gpu/tiles from generated tiles and the
 demo weights. Copy the whole checkout to the machine with the GPU afterwards, and start tests/gpu/run.sh there.
@@ -13,6 +13,7 @@ demo weights. Copy the whole checkout to the machine with the GPU afterwards, an
   -y PYTHON_VERSION  Python of the machine with the GPU, for x86_64 (default: 3.12)
   -w                 Only download the wheels.
   -b                 Only build the bundle.
+  REQUIREMENT        Further requirement of pip, such as 'torch<2.11' for a driver without CUDA 13.
 
 Environment variable: PYTHON, which has this project's compiler and pip (default: the checkout's .venv, or python3).
 TEXT
@@ -30,7 +31,6 @@ while getopts hp:y:wb option; do
   esac
 done
 shift $((OPTIND - 1))
-if [ $# -gt 0 ]; then usage >&2 && exit 2; fi
 case $platform in
   x86_64) targets='--target rtx-sm75,sm80,sm86,sm89,sm120 --target tensorrt --on-device' ;;
   jetpack6) targets='--target jetson-orin' version=3.10 ;;
@@ -49,7 +49,7 @@ export PYTHONPATH PYTHONSAFEPATH
 
 # Downloads wheels for the other machine: pip accepts no source distributions then.
 download() {
-  tags=''
+  tags="--platform manylinux2014_$1"
   minor=35
   while [ "$minor" -ge 17 ]; do
     tags="$tags --platform manylinux_2_${minor}_$1"
@@ -65,14 +65,17 @@ fill_wheels() {
   mkdir -p "$wheels"
   if [ "$platform" = x86_64 ]; then
     rm -f "$wheels"/misgnet_export-*.whl
-    "$python" -m pip wheel --disable-pip-version-check --quiet --no-deps -w "$wheels" "$checkout"
+    # tensorrt-rtx and tensorrt-rtx-cu13 are published as source distributions that only name their dependencies
+    "$python" -m pip wheel --disable-pip-version-check --quiet --no-deps -w "$wheels" "$checkout" \
+      tensorrt-rtx tensorrt-rtx-cu13
     cp "$here/requirements.txt" "$wheels/requirements.txt"
+    if [ $# -gt 0 ]; then printf '%s\n' "$@" >>"$wheels/requirements.txt"; fi
     download x86_64 -r "$wheels/requirements.txt"
   else
     "$python" -m misgnet_export.cli wheelhouse --platform "$platform" -o "$wheels"
     # exceptiongroup and tomli: what pytest requires on Python 3.10, whichever Python runs pip here
-    download aarch64 pytest exceptiongroup tomli
-    printf '%s\n' misgnet-export pytest >>"$wheels/requirements.txt"
+    download aarch64 pytest exceptiongroup tomli "$@"
+    printf '%s\n' misgnet-export pytest "$@" >>"$wheels/requirements.txt"
   fi
   du -sh "$wheels"
 }
@@ -89,5 +92,5 @@ build_bundle() {
   cp -r "$work/tiles/test" "$here/tiles"
 }
 
-if [ "$only" != bundle ]; then fill_wheels; fi
+if [ "$only" != bundle ]; then fill_wheels "$@"; fi
 if [ "$only" != wheels ]; then build_bundle; fi

@@ -23,7 +23,7 @@ BENCH_SECONDS = 3
 _OUTCOMES: Mapping[int | None, Outcome] = {0: "passed", 5: "not supported", None: "out of time"}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EngineRuns:
     """Runs the commands on one bundle and collects what they report.
 

@@ -36,7 +36,7 @@ Call = Callable[[], Any]
 Images = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """What the measurement needs to know of a device."""
 
@@ -67,10 +67,10 @@ class Device:
 def this_device(cpu: bool) -> Device:
     """Returns the GPU, or with ``cpu`` the processor."""
     if not cpu:
-        return Device("cuda", torch.float16, tile=256, rounds=5, batches=(1, 4, 16, 64), modes=MODES)
+        return Device(name="cuda", dtype=torch.float16, tile=256, rounds=5, batches=(1, 4, 16, 64), modes=MODES)
     bf16 = not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return Device("cpu", dtype, tile=128, rounds=3, batches=(1, 2), modes=("eager", "compile"))
+    return Device(name="cpu", dtype=dtype, tile=128, rounds=3, batches=(1, 2), modes=("eager", "compile"))
 
 
 def scopes(half: HalfNetwork, images: Images) -> dict[Scope, Call]:

@@ -20,7 +20,7 @@ from misgnet import load_network
 from misgnet_export.graph.half_network import HalfNetwork
 from support.paths import DEMO_WEIGHTS
 
-SMALL = Device("cpu", torch.float32, tile=64, rounds=2, batches=(1, 2), modes=("eager",))
+SMALL = Device(name="cpu", dtype=torch.float32, tile=64, rounds=2, batches=(1, 2), modes=("eager",))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_calls_are_timed_in_alternating_rounds() -> None:
             order.append(call())
             return count * {"a": 1e-3, "b": 2e-3}[call()]
 
-    device = Fake("cpu", torch.float32, tile=64, rounds=3, batches=(), modes=())
+    device = Fake(name="cpu", dtype=torch.float32, tile=64, rounds=3, batches=(), modes=())
     found = timed({"a": lambda: "a", "b": lambda: "b"}, device)
     assert found == {"a": (pytest.approx(1000), pytest.approx(1)), "b": (pytest.approx(2000), pytest.approx(1))}
     assert order == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]
