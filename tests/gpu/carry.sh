@@ -4,13 +4,14 @@ set -eu
 
 usage() {
   cat <<'TEXT'
-usage: tests/gpu/carry.sh [-p PLATFORM] [-y PYTHON_VERSION] [-w | -b] [REQUIREMENT...]
+usage: tests/gpu/carry.sh [-p PLATFORM] [-y PYTHON_VERSION] [-n] [-w | -b] [REQUIREMENT...]
 
 Downloads wheels into tests/gpu/wheels, and builds tests/gpu/bundle and tests/gpu/tiles from generated tiles and the
 demo weights. Copy the whole checkout to the machine with the GPU afterwards, and start tests/gpu/run.sh there.
 
   -p PLATFORM        x86_64, jetpack6 or jetpack7 (default: x86_64)
   -y PYTHON_VERSION  Python of the machine with the GPU, for x86_64 (default: 3.12)
+  -n                 Leave out PyTorch and TensorRT for RTX, for a machine that has what it needs of them (x86_64).
   -w                 Only download the wheels.
   -b                 Only build the bundle.
   REQUIREMENT        Further requirement of pip, such as 'torch<2.11' for a driver without CUDA 13.
@@ -19,12 +20,13 @@ Environment variable: PYTHON, which has this project's compiler and pip (default
 TEXT
 }
 
-platform=x86_64 version=3.12 only=''
-while getopts hp:y:wb option; do
+platform=x86_64 version=3.12 only='' requirements='requirements.txt'
+while getopts hp:y:nwb option; do
   case $option in
     h) usage && exit 0 ;;
     p) platform=$OPTARG ;;
     y) version=$OPTARG ;;
+    n) requirements='requirements-small.txt' ;;
     w) only=wheels ;;
     b) only=bundle ;;
     *) usage >&2 && exit 2 ;;
@@ -61,14 +63,18 @@ download() {
     --python-version "$version" $tags --find-links "$wheels" -d "$wheels" "$@"
 }
 
+build() {
+  "$python" -m pip wheel --disable-pip-version-check --quiet --no-deps -w "$wheels" "$@"
+}
+
 fill_wheels() {
   mkdir -p "$wheels"
   if [ "$platform" = x86_64 ]; then
     rm -f "$wheels"/misgnet_export-*.whl
-    # tensorrt-rtx and tensorrt-rtx-cu13 are published as source distributions that only name their dependencies
-    "$python" -m pip wheel --disable-pip-version-check --quiet --no-deps -w "$wheels" "$checkout" \
-      tensorrt-rtx tensorrt-rtx-cu13
-    cp "$here/requirements.txt" "$wheels/requirements.txt"
+    build "$checkout"
+    # Published as source distributions that only name their dependencies
+    if [ "$requirements" = requirements.txt ]; then build tensorrt-rtx tensorrt-rtx-cu13; fi
+    cp "$here/$requirements" "$wheels/requirements.txt"
     if [ $# -gt 0 ]; then printf '%s\n' "$@" >>"$wheels/requirements.txt"; fi
     download x86_64 -r "$wheels/requirements.txt"
   else

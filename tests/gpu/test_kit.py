@@ -250,6 +250,21 @@ def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
     assert commit(tmp_path) == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build", "540.4.0"),
+        ("", ""),
+    ],
+)
+def test_the_version_of_nvidias_driver_is_read(text: str, version: str, tmp_path: Path) -> None:
+    file = tmp_path / "proc/driver/nvidia/version"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert machine._nvidia_driver(tmp_path) == version
+
+
 def test_without_a_gpu_one_line_and_exit_code_5(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
