@@ -14,6 +14,7 @@ pytest.importorskip("mkdocs", reason="the documentation's tools are not installe
 from cli_reference import PROGRAMS, load, program_reference
 from misgnet_runtime import errors
 from misgnet_runtime.bundle.targets import Kind
+from misgnet_runtime.engines.tensorrt.roofline import GPUS
 from misgnet_runtime.jobs.batch.results import COLUMNS
 from misgnet_runtime.jobs.folder import FolderReport
 from misgnet_runtime.jobs.image import Prediction
@@ -89,6 +90,15 @@ def test_targets_page_names_every_target() -> None:
     page = (DOCS / "reference" / "targets.md").read_text(encoding="utf-8")
     names = {kind.replace("rtx", "rtx-smNN[,smNN...]") for kind in get_args(Kind)}
     assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+def test_page_about_kernels_lists_every_gpu_with_its_figures() -> None:
+    page = (DOCS / "explanation" / "kernels-of-a-plan.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {gpu.name} | {gpu.compute_capability} | {gpu.bandwidth:g} | {gpu.float16:g} | {gpu.int8:g} |"
+        for gpu in GPUS
+    ]
+    assert [row for row in rows if row not in page] == []
 
 
 def test_log_events_page_names_every_figure_of_a_scene() -> None:

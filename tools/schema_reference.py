@@ -29,7 +29,9 @@ ROOTS = {
     "manifest": "misgnet_runtime.bundle.manifest.Manifest",
     "bench": "misgnet_runtime.measure.bench.report.BenchReport",
     "tune": "misgnet_runtime.measure.tune.TuneReport",
+    "choice": "misgnet_runtime.inference.choice.Choice",
     "parity": "misgnet_runtime.accuracy.parity.ParityReport",
+    "plan": "misgnet_export.evidence.PlanRecord",
 }
 
 

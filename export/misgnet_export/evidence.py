@@ -1,13 +1,21 @@
-"""Defines records of a build's evidence: pictures of tiles, and the steps of accuracy control."""
+"""Defines records of a build's evidence: pictures of tiles, the steps of accuracy control, the kernels of plans."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from misgnet_calibration.algorithms.accuracy_control import ControlReport, Effect, Phase, Step, Stopped, loss
 from misgnet_runtime.callables import Mask, RgbImage
-from misgnet_runtime.storage.schema import Fraction, Struct
+from misgnet_runtime.engines.tensorrt.layers import Kernel, ProfileLayers, Share
+from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
+from misgnet_runtime.engines.tensorrt.roofline import Roofline, rooflines
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Fraction, Positive, Struct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,91 @@ class ControlRecord(Struct, frozen=True):
     def chosen(self) -> StepRecord:
         """The best step that passed; if none passed, the one closest to the limit."""
         return self.steps[self.result - 1]
+
+
+class ProfileRecord(Struct, frozen=True):
+    """The kernels of one optimization profile of a plan; one inference runs all of them."""
+
+    # Smallest, typical and largest batch.
+    batches: tuple[Positive, Positive, Positive]
+    # Device memory for the activations of one stream, in bytes; null: not known.
+    context_bytes: Count | None
+    # Streams that the kernels run in.
+    streams: Count
+    # All kernels.
+    total: Share
+    # The kernels of the semantic guidance.
+    guidance: Share
+    # The kernels by their precision: "int8", "float16", "float32" or "other".
+    by_precision: dict[str, Share]
+    # The kernels by part of the network.
+    by_part: dict[str, Share]
+    # Kernels that only move or convert values.
+    moves: Count
+    # INT8 convolutions and products that write FP32.
+    int8_writes_float32: Count
+    # The shortest time on listed GPUs of the plan's compute capabilities; empty: none is listed, or sizes are unknown.
+    rooflines: list[Roofline]
+    # Every kernel, in the order of execution.
+    kernels: list[Kernel]
+
+
+class PlanRecord(Struct, frozen=True):
+    """The kernels of a TensorRT plan, as its builder listed them."""
+
+    # Name of the engine that runs the plan.
+    engine: str
+    # What the plan computes: the whole network, or a part of a split engine.
+    part: Literal["whole", "encoder", "head"]
+    # Precision of the graph that it was compiled from.
+    precision: str
+    # "rtx" or "tensorrt".
+    vendor: str
+    # Version of TensorRT.
+    vendor_version: str
+    # Compute capabilities of its GPUs.
+    compute_capabilities: list[str]
+    # Its optimization profiles; empty if the kernels are not known.
+    profiles: list[ProfileRecord]
+    # Why the kernels are not known; empty if they are.
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.engine if self.part == "whole" else f"{self.engine} {self.part}"
+
+
+def plan_record(engine: str, part: str, precision: str, plan: Plan, options: PlanOptions) -> PlanRecord:
+    """Returns the record of a plan; ``part`` is "encoder", "head" or, for a whole graph, empty."""
+    bound = plan.compatibility
+    return PlanRecord(
+        engine=engine, part=msgspec.convert(part or "whole", Literal["whole", "encoder", "head"]), precision=precision,
+        vendor=bound.vendor, vendor_version=bound.vendor_version, compute_capabilities=list(bound.compute_capabilities),
+        profiles=[
+            _profile_record(batches, layers, bound.compute_capabilities)
+            for batches, layers in zip(options.profiles, plan.layers.profiles, strict=False)
+        ],
+        note=plan.layers.note,
+    )  # fmt: skip
+
+
+def _profile_record(
+    batches: tuple[int, int, int], layers: ProfileLayers, compute_capabilities: Sequence[str]
+) -> ProfileRecord:
+    return ProfileRecord(
+        batches=batches, context_bytes=layers.context_bytes, streams=layers.streams(), total=layers.total(),
+        guidance=layers.guidance(), by_precision=layers.by_precision(), by_part=layers.by_part(), moves=layers.moves(),
+        int8_writes_float32=layers.int8_writes_float32(), rooflines=rooflines(layers.kernels, compute_capabilities),
+        kernels=layers.kernels,
+    )  # fmt: skip
+
+
+def decode_plan_record(name: str, data: bytes) -> PlanRecord:
+    """Decodes the file ``name``. Raises InputError if it is damaged or of another version of this program."""
+    try:
+        return msgspec.json.decode(data, type=PlanRecord)
+    except JSON_ERRORS as error:
+        raise InputError(f"{name} cannot be read: {error}; build the bundle again") from error
 
 
 def record_of(report: ControlReport) -> ControlRecord:

@@ -59,6 +59,8 @@ PLAN_RECORD_BYTES = 1 * _MIB
 KERNEL_TIMINGS_BYTES = 512 * _MIB
 COMPILED_GRAPH_BYTES = 512 * _MIB
 COMPILED_GRAPHS_BYTES = 1 * _GIB
+COMPILED_KERNELS_BYTES = 256 * _MIB
+COMPILED_KERNELS_TOTAL_BYTES = 1 * _GIB
 
 TABLE_BYTES = 64 * _MIB
 TABLE_LINES = 200_000
@@ -181,11 +183,12 @@ READERS = (
     Reader(name="accepted", file="accepted versions", how="strict JSON", limits=(
         Limit("", ACCEPTED_BYTES, "bytes", "a record has 300 bytes"),
     ), seconds=2, mebibytes=64),
-    Reader(name="plans", file="records of compiled plans, kernel timings, compiled graphs", how="strict JSON after its "
-           "digest, opaque bytes after theirs", limits=(
+    Reader(name="plans", file="records of compiled plans, kernel timings, compiled graphs and kernels",
+           how="strict JSON after its digest, opaque bytes after theirs", limits=(
         Limit("of JSON", PLAN_RECORD_BYTES, "bytes", "a record has 1 kB"),
         Limit("of timings", KERNEL_TIMINGS_BYTES, "bytes", "TensorRT's have a few MB"),
         Limit("of a compiled graph", COMPILED_GRAPH_BYTES, "bytes", "the float graph has 38 MB"),
+        Limit("of compiled kernels", COMPILED_KERNELS_BYTES, "bytes", "those of a plan have a few MB"),
     ), seconds=10, mebibytes=1_100),
     Reader(name="table", file="table of scenes", how="CSV in UTF-8", limits=(
         Limit("", TABLE_BYTES, "bytes", "300 bytes for each line"),

@@ -137,8 +137,9 @@ class FakeDriver:
         self.calls.append(("synchronize", stream))
         self._run(stream)
 
-    def create_event(self) -> int:
+    def create_event(self, *, blocking: bool = True) -> int:
         event = next(self._handles)
+        self.calls.append(("create_event", "sleeps" if blocking else "spins"))
         self.events[event] = (0, [])
         return event
 

@@ -21,6 +21,7 @@ from support.fake_cuda import FakeDriver
 class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorIllegalState = 401
     cudaErrorNotReady = 600
@@ -35,6 +36,7 @@ class FakeRuntime:
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
     cudaStreamNonBlocking = 1
+    cudaEventDefault = 0
     cudaEventBlockingSync = 1
 
     def __init__(self, status: Status = Status.cudaSuccess) -> None:
@@ -90,8 +92,8 @@ class FakeRuntime:
         return self._done(self.gpu.copy_to_host, self.gpu.pinned[to][:size], source, stream)
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        assert flags == self.cudaEventBlockingSync
-        return self._value(self.gpu.create_event)
+        assert flags in (self.cudaEventDefault, self.cudaEventBlockingSync)
+        return self._value(lambda: self.gpu.create_event(blocking=flags == self.cudaEventBlockingSync))
 
     def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
         return self._done(self.gpu.destroy_event, event)
@@ -155,7 +157,7 @@ class FakePyCuda:
     warns if the call is in a destructor.
     """
 
-    event_flags = SimpleNamespace(BLOCKING_SYNC=1)
+    event_flags = SimpleNamespace(DEFAULT=0, BLOCKING_SYNC=1)
     device_attribute = SimpleNamespace(INTEGRATED="integrated")
 
     class Error(Exception):
@@ -191,8 +193,8 @@ class FakePyCuda:
         return _Stream(self)
 
     def Event(self, flags: int) -> Any:
-        assert flags == self.event_flags.BLOCKING_SYNC
-        return _Event(self)
+        assert flags in (self.event_flags.DEFAULT, self.event_flags.BLOCKING_SYNC)
+        return _Event(self, blocking=flags == self.event_flags.BLOCKING_SYNC)
 
     def memcpy_htod_async(self, to: int, host: Bytes, stream: Any) -> None:
         self.call("cuMemcpyHtoDAsync", self.gpu.copy_to_device, to, self._own(host), stream.handle)
@@ -280,9 +282,9 @@ class _Stream:
 
 
 class _Event:
-    def __init__(self, library: FakePyCuda) -> None:
+    def __init__(self, library: FakePyCuda, *, blocking: bool) -> None:
         self.library = library
-        self.event = library.call("cuEventCreate", library.gpu.create_event)
+        self.event = library.call("cuEventCreate", lambda: library.gpu.create_event(blocking=blocking))
 
     def record(self, stream: _Stream) -> None:
         self.library.call("cuEventRecord", self.library.gpu.record_event, self.event, stream.handle)

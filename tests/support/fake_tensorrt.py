@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from enum import Enum, IntEnum
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from support.fake_cuda import FakeDriver
 
 NUMPY = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16}
-WORKING_MEMORY = 512  # bytes, of one execution context
+ITEM_MEMORY = 64  # bytes that an execution context needs for each item of its profile's largest batch
 _NOISE = itertools.count()
 LAYERS = ("CAST", "QUANTIZE", "DEQUANTIZE", "DEQUANTIZE", "CONVOLUTION")
 
@@ -53,7 +53,9 @@ def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any
     module: Any = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     module.__version__ = version
     module.driver = driver
-    module.observed = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[], builds=0)
+    module.observed = SimpleNamespace(flags=None, config=None, canceled=False, contexts=[], builds=0, kernels=0)
+    # Whether an engine states the batch of its only static profile in place of -1.
+    module.states_batch = False
     module.Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
     # The values differ between versions, so that an integer stored from one version fails in another.
     members = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1 + (minor >= 16)} if major < 11 else {}
@@ -62,6 +64,8 @@ def make_tensorrt(version: str, driver: FakeDriver, *, rtx: bool = False) -> Any
     module.TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
     module.DataType = Enum("DataType", "FLOAT HALF UINT8 BF16")
     module.LayerType = Enum("LayerType", "CAST QUANTIZE DEQUANTIZE CONVOLUTION")
+    module.ProfilingVerbosity = Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
+    module.LayerInformationFormat = Enum("LayerInformationFormat", "ONELINE JSON")
     module.MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE TACTIC_DRAM")
     module.ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
     if rtx:
@@ -112,7 +116,9 @@ class Builder(_Bound):
         if config.cache is not None:
             config.cache.timings += 1
         self.module.observed.builds += 1
-        plan = {"version": self.module.__version__, "profile": config.profiles[0].shapes, **network.graph}
+        profiles = [profile.shapes for profile in config.profiles]
+        plan = {"version": self.module.__version__, "profiles": profiles, **network.graph}
+        plan["detailed"] = config.profiling_verbosity is not None
         plan["noise"] = next(_NOISE)  # two builds of one graph differ
         return json.dumps(plan).encode()
 
@@ -178,10 +184,13 @@ class Cache:
 
 class IBuilderConfig(_Bound):
     progress_monitor: Any = None
+    profiling_verbosity: Any = None
     builder_optimization_level = 3
     num_compute_capabilities = 0
+    avg_timing_iterations = 1
 
     def __init__(self, logger: Any) -> None:
+        self.enabled = {self.module.BuilderFlag.TF32}
         self.logger = logger
         self.profiles: list[Profile] = []
         self.cache: Cache | None = None
@@ -190,6 +199,10 @@ class IBuilderConfig(_Bound):
     def add_optimization_profile(self, profile: Profile) -> int:
         self.profiles.append(profile)
         return len(self.profiles) - 1
+
+    def clear_flag(self, flag: Any) -> None:
+        assert isinstance(flag, self.module.BuilderFlag), "the values of the flags differ between versions"
+        self.enabled.discard(flag)
 
     def set_compute_capability(self, capability: Any, index: int) -> bool:
         return index < self.num_compute_capabilities
@@ -249,16 +262,48 @@ class CudaEngine:
         return self.module.DataType[self.tensors[name][0]]
 
     def get_tensor_shape(self, name: str) -> list[int]:
-        return list(self.tensors[name][1])
+        shape = list(self.tensors[name][1])
+        batches = {shape[0] for profile in self.profiles for shapes in profile.values() for shape in shapes}
+        if self.module.states_batch and len(batches) == 1:
+            shape[0] = batches.pop()
+        return shape
+
+    @cached_property
+    def profiles(self) -> list[dict[str, list[Any]]]:
+        return list(self.plan["profiles"])
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
-        assert profile == 0
-        return list(self.plan["profile"][name])
+        assert 0 <= profile < len(self.profiles)
+        return list(self.profiles[profile][name])
 
-    device_memory_size_v2 = WORKING_MEMORY
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        assert 0 <= profile < len(self.profiles)
+        return ITEM_MEMORY * max(int(high[0]) for _, _, high in self.profiles[profile].values())
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return max(map(self.get_device_memory_size_for_profile_v2, range(len(self.profiles))))
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=self._layers)
+
+    def _layers(self, form: Any) -> str:
+        """Returns one kernel, in the form of the version; its names only if the plan has no details."""
+        assert form.name == "JSON"
+        if not self.plan["detailed"]:
+            return json.dumps({"Layers": ["mean"]})
+        form11 = int(self.module.__version__.split(".")[0]) >= 11
+        datatype = {"Datatype": "Half", "Format": "Row major linear"} if form11 else {"Format/Datatype": "Half"}
+        tensor = {"Name": "x", "Dimensions": [1, 4], **datatype}
+        kernel = {"Name": "mean", "LayerType": "Reduce", "Inputs": [tensor], "Outputs": [{**tensor, "Name": "y"}]}
+        return json.dumps({"Layers": [kernel]})
 
     def create_runtime_config(self) -> Any:
-        return RuntimeConfig()
+        return RuntimeConfig(self.module)
 
     def create_execution_context(self, how: Any) -> Any:
         assert self.module.driver.is_current()
@@ -266,7 +311,7 @@ class CudaEngine:
         assert strategy.name == "USER_MANAGED"
         graphs = getattr(how, "cuda_graph_strategy", None)
         self.module.observed.contexts.append(graphs.name if graphs else "plain")
-        return ExecutionContext(self)
+        return ExecutionContext(self, getattr(how, "cache", None))
 
 
 class RuntimeConfig:
@@ -274,30 +319,86 @@ class RuntimeConfig:
 
     strategy: Any = None
     cuda_graph_strategy: Any = None
+    cache: RuntimeCache | None = None
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.module)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """The kernels that TensorRT for RTX compiled. Like it, refuses those of another version or device."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.kernels: set[str] = set()
+
+    @property
+    def _environment(self) -> list[str]:
+        assert self.module.driver.is_current()
+        return [self.module.__version__, self.module.driver.device().name]
+
+    def deserialize(self, data: bytes) -> bool:
+        try:
+            found = json.loads(data)
+        except ValueError:
+            return False
+        if found["environment"] != self._environment:
+            return False
+        self.kernels = set(found["kernels"])
+        return True
+
+    def serialize(self) -> memoryview:
+        found = {"environment": self._environment, "kernels": sorted(self.kernels)}
+        return memoryview(json.dumps(found).encode())
+
 
 class ExecutionContext:
-    """Fails in a capture unless its shape ran before; ``state`` counts changes of shapes and addresses."""
+    """Accepts only shapes of its active profile, and fails in a capture unless its shape ran before.
 
-    def __init__(self, engine: CudaEngine) -> None:
+    ``state`` counts changes of shapes and addresses.
+    """
+
+    def __init__(self, engine: CudaEngine, cache: RuntimeCache | None) -> None:
         self.engine = engine
         self.driver: FakeDriver = engine.module.driver
+        self.cache = cache
+        self.profile = 0  # TensorRT selects it by default
+        self.selected = 0  # once the stream has come to it
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.memory = 0
         self.state = 0
         self.settled = False
 
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert self.driver.is_current() and not self.driver.capturing(stream)
+        if not 0 <= profile < len(self.engine.profiles):
+            self.engine.logger.log(self.engine.module.Severity.ERROR, f"no optimization profile {profile}")
+            return False
+        if profile != self.profile:
+            self.profile, self.shapes, self.memory, self.settled = profile, {}, 0, False
+            self.state += 1
+        self.driver.enqueue(stream, lambda: setattr(self, "selected", profile))
+        return True
+
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert self.driver.memory[memory].nbytes == size >= self.engine.device_memory_size_v2
+        needed = self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        assert self.driver.memory[memory].nbytes == size >= needed
         self.memory = memory
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.driver.calls.append(("set_input_shape", name, shape))
-        low, _, high = self.engine.plan["profile"][name]
+        low, _, high = self.engine.profiles[self.profile][name]
         fits = all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
         if fits and self.shapes.get(name) != shape:
             self.shapes[name] = shape
@@ -323,13 +424,22 @@ class ExecutionContext:
             engine.logger.log(engine.module.Severity.ERROR, message)
             return False
         self.settled = True
+        self._compile()
         state = self.state if capturing else None
         self.driver.enqueue(stream, partial(self._compute, dict(self.shapes), dict(self.addresses), state))
         return True
 
+    def _compile(self) -> None:
+        """Compiles the kernels for the shapes, unless they are in the cache; only TensorRT for RTX does that."""
+        if self.cache is not None and str(self.shapes) not in self.cache.kernels:
+            self.cache.kernels.add(str(self.shapes))
+            self.engine.module.observed.kernels += 1
+
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], state: int | None) -> None:
         assert state in (None, self.state), "a context was changed after a graph of it was captured"
-        self.driver.memory[self.memory][:] = 0xEE
+        assert self.selected == self.profile, "the stream has not come to the choice of the profile"
+        needed = self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        self.driver.memory[self.memory][:needed] = 0xEE
         arrays = {name: self._read(name, shapes[name], addresses[name]) for name in self.engine.plan["inputs"]}
         for name, result in _network(arrays).items():
             data = result.astype(NUMPY[self.engine.tensors[name][0]]).reshape(-1).view(np.uint8)

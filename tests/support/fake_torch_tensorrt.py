@@ -74,7 +74,7 @@ class Module(ModuleType):
             "version": self._tensorrt.__version__, "capturable": True,
             "inputs": {n: [TYPES[i.dtype], i.shape] for n, i in zip(names, arg_inputs, strict=True)},
             "outputs": {out: [TYPES[output.dtype], [-1, *map(int, output.shape[1:])]]},
-            "profile": {name: i.profile for name, i in zip(names, arg_inputs, strict=True)},
+            "profiles": [{name: i.profile for name, i in zip(names, arg_inputs, strict=True)}],
         }  # fmt: skip
         return json.dumps(plan).encode()
 

@@ -30,7 +30,9 @@ def check_numbers(model: onnx.ModelProto) -> None:
             _scale(graph, node)
 
 
-def check_tensorrt_rules(model: onnx.ModelProto, unweighted: Collection[str] = ()) -> None:
+def check_tensorrt_rules(
+    model: onnx.ModelProto, unweighted: Collection[str] = (), outputs: Collection[str] = ()
+) -> None:
     """Raises GateFailed, naming the node, if a graph breaks a rule of explicit quantization in TensorRT.
 
     The rules: INT8 is symmetric, with zero points 0; every QuantizeLinear is read by DequantizeLinear and nothing else;
@@ -43,6 +45,8 @@ def check_tensorrt_rules(model: onnx.ModelProto, unweighted: Collection[str] = (
         unweighted: Nodes that were placed without a weight. They may dequantize any of their inputs, since TensorRT
             computes in INT8 if it can and otherwise on the dequantized values. Every other reader of a
             DequantizeLinear must be an operator with a weight, or Q/DQ was inserted against the placement.
+        outputs: Tensors that a quantized convolution, or a ReLU after it, writes in INT8. Operators of any kind may
+            dequantize them, since no reader may need another form of such a tensor.
     """
     check_numbers(model)
     graph = Graph(model)
@@ -51,8 +55,10 @@ def check_tensorrt_rules(model: onnx.ModelProto, unweighted: Collection[str] = (
             _check_zero_point(graph, node)
         if node.op_type == "QuantizeLinear":
             _check_quantizer(graph, node)
+            if node.input[0] in outputs:
+                _check_int8_output(graph, node)
         elif node.op_type == "DequantizeLinear":
-            _check_dequantizer(graph, node, unweighted)
+            _check_dequantizer(graph, node, unweighted, outputs)
         elif node.op_type not in ("Cast", "Shape"):
             _check_no_uint8(graph, node)
 
@@ -87,18 +93,41 @@ def _check_quantizer(graph: Graph, node: onnx.NodeProto) -> None:
         _refuse(node, f"reads type {_name(tensor)} with a scale of type {_name(scale)}; they must be equal")
 
 
-def _check_dequantizer(graph: Graph, node: onnx.NodeProto, unweighted: Collection[str]) -> None:
+def _check_int8_output(graph: Graph, node: onnx.NodeProto) -> None:
+    """Checks a quantizer of an output: a quantized convolution makes it, and every reader reads it in INT8."""
+    maker = graph.producer.get(node.input[0])
+    conv = graph.producer.get(maker.input[0]) if maker is not None and maker.op_type == "Relu" else maker
+    weight = graph.producer.get(conv.input[1]) if conv is not None and conv.op_type == "Conv" else None
+    if maker is None or conv is None or weight is None or weight.op_type != "DequantizeLinear":
+        _refuse(node, f"quantizes '{node.input[0]}' as an output, which no quantized convolution writes")
+    for name in dict.fromkeys((conv.output[0], maker.output[0])):
+        if others := [reader.name for reader in graph.consumers[name] if reader not in (maker, node)]:
+            _refuse(node, f"quantizes the output of '{conv.name}', which is also read unquantized by {others}")
+
+
+def _check_dequantizer(
+    graph: Graph, node: onnx.NodeProto, unweighted: Collection[str], outputs: Collection[str]
+) -> None:
     readers = graph.consumers[node.output[0]]
     if not readers or node.output[0] in graph.outputs():
         _refuse(node, "must be read by operators of the graph, but has no readers or is an output")
     producer = graph.producer.get(node.input[0])
     if producer is not None and producer.op_type != "QuantizeLinear":
         _refuse(node, f"reads '{producer.name}', which is not a QuantizeLinear")
+    is_output = producer is not None and producer.input[0] in outputs
     for reader in readers:
+        if is_output and not _is_quantized(graph, reader):
+            continue
         if reader.name not in unweighted:
             _check_reader(graph, node, reader)
         elif len(types := _dequantized_types(graph, reader)) > 1:
             _refuse(reader, f"dequantizes to several types: {', '.join(map(_name, sorted(types)))}")
+
+
+def _is_quantized(graph: Graph, reader: onnx.NodeProto) -> bool:
+    """Returns whether ``reader`` has a weight and dequantizes it."""
+    maker = graph.producer.get(reader.input[1]) if reader.op_type in _WEIGHTED else None
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _dequantized_types(graph: Graph, reader: onnx.NodeProto) -> set[int]:

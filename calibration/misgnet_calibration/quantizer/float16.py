@@ -23,6 +23,12 @@ FLOAT16_LARGEST = 65504.0
 # which accepts float32 scales only, and then rejects its own graph.
 _FLOAT32_DEQUANTIZED = ("Concat",)
 _FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is set by an attribute
+# Operators that only move values. They keep the type of what they read: onnxsim names some of them outside of their
+# module, and another type would put a Cast before and one after them.
+_MOVING = frozenset({
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Gather", "Expand", "Tile",
+    "Concat",
+})  # fmt: skip
 _SMALLEST = 2.0**-14  # the smallest normal float16
 # Operators that square their input internally, as normalisations do for a variance: 255.9 squared is 65504.
 _SQUARING = frozenset({
@@ -120,7 +126,18 @@ class _Typer:
             return self._float_type(node.input[0]) or TensorProto.FLOAT
         stays = node.name in self.keep or scope(node).startswith(FLOAT32_SCOPES)
         stays |= node.op_type in _FLOAT32_DEQUANTIZED and any(name in self.dequantizers for name in node.input)
-        return TensorProto.FLOAT if stays or node.op_type in _FLOAT32_SOURCES else TensorProto.FLOAT16
+        if stays or node.op_type in _FLOAT32_SOURCES:
+            return TensorProto.FLOAT
+        return self._type_moved(node) if node.op_type in _MOVING else TensorProto.FLOAT16
+
+    def _type_moved(self, node: onnx.NodeProto) -> int:
+        """Returns float32 if all float values that ``node`` moves have that type, and no constant is among them.
+
+        Constants and dequantized values take the type of their reader.
+        """
+        read = [name for name in node.input if self._float_type(name) in _FLOATS]
+        single = [self.types.get(name) == TensorProto.FLOAT and name not in self.dequantizers for name in read]
+        return TensorProto.FLOAT if read and all(single) else TensorProto.FLOAT16
 
     def _type(self, node: onnx.NodeProto, wanted: int) -> None:
         skipped = _ANY_TYPE.get(node.op_type, ())

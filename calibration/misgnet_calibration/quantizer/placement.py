@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import onnx
 
-from misgnet_calibration.onnx_graph.graph import Graph, attribute, interpolates, output_axis
+from misgnet_calibration.onnx_graph.graph import Graph, attribute, interpolates, output_axis, scope
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import Rule
+
+_MOVING = ("Reshape", "Transpose")  # between a convolution and the operator that computes with its output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,8 @@ def _decide(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> Rule:
 def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> bool:
     if rule.operators and node.op_type not in rule.operators:
         return False
+    if rule.within and not any(fnmatchcase(scope(node), pattern) for pattern in rule.within):
+        return False
     kinds = (
         (rule.weighted, _is_weighted), (rule.stacked, _is_stacked), (rule.activations, _operands),
         (rule.grouped, _is_grouped), (rule.interpolation, _is_interpolation),
@@ -131,7 +136,7 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _feeds_output(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> bool:
-    return recipe.quantize_conv_outputs and _quantizable_output(graph, node) in graph.outputs()
+    return recipe.conv_outputs == "int8" and _quantizable_output(graph, node) in graph.outputs()
 
 
 def _site(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> QuantizerSite:
@@ -139,7 +144,7 @@ def _site(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> QuantizerSite:
         return OperandSite(node.name, _operands(graph, node))
     is_conv = node.op_type == "Conv"
     bias = _constant_bias(graph, node) if is_conv and recipe.quantize_bias else None
-    output = _quantizable_output(graph, node) if is_conv and recipe.quantize_conv_outputs else None
+    output = _quantized_output(graph, node, recipe) if is_conv else None
     activation, weight = node.input[:2]
     return WeightedSite(
         node=node.name, activation=activation, weight=weight, weight_axis=output_axis(node), bias=bias, output=output
@@ -148,6 +153,30 @@ def _site(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> QuantizerSite:
 
 def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:
     return str(conv.input[2]) if len(conv.input) > 2 and conv.input[2] in graph.constants else None
+
+
+def _quantized_output(graph: Graph, conv: onnx.NodeProto, recipe: Recipe) -> str | None:
+    """Returns the convolution's output, or that of its ReLU, if ``recipe`` quantizes it."""
+    name = _quantizable_output(graph, conv)
+    if recipe.conv_outputs != "chained":
+        return name if recipe.conv_outputs == "int8" else None
+    # A ReLU that is a site itself reads the convolution's output in INT8.
+    maker = graph.producer[name]
+    fused = maker is conv or _decide(graph, maker, recipe).decision == "float"
+    return name if fused and name not in graph.outputs() and _reaches_int8(graph, name, recipe) else None
+
+
+def _reaches_int8(graph: Graph, name: str, recipe: Recipe) -> bool:
+    """Returns whether a weighted INT8 operator or a LayerNorm reads ``name``, maybe as moved by other operators."""
+    for node in graph.consumers[name]:
+        if node.op_type in _MOVING:
+            found = _reaches_int8(graph, node.output[0], recipe)
+        else:
+            int8 = _is_weighted(graph, node) and _decide(graph, node, recipe).decision == "int8"
+            found = node.input[0] == name and (int8 or node.op_type == "LayerNormalization")
+        if found:
+            return True
+    return False
 
 
 def _quantizable_output(graph: Graph, conv: onnx.NodeProto) -> str:

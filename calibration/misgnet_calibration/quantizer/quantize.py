@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from misgnet_calibration.onnx_graph.edits import with_bias
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_numbers, check_tensorrt_rules
 from misgnet_calibration.quantizer.float16 import float32_reasons, to_float16
-from misgnet_calibration.quantizer.placement import OperandSite, QuantizerSite, int8_share, quantizer_sites
+from misgnet_calibration.quantizer.placement import OperandSite, QuantizerSite, int8_share, quantizer_sites, weighted
 from misgnet_calibration.quantizer.qdq import QuantizedWeights, quantize_graph
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.weight_storage import compress_constants
@@ -109,9 +109,10 @@ def _check_names(graph: Graph, names: Collection[str]) -> None:
         )
 
 
-def _check(model: onnx.ModelProto, recipe: Recipe, sites: Iterable[QuantizerSite]) -> None:
+def _check(model: onnx.ModelProto, recipe: Recipe, sites: Collection[QuantizerSite]) -> None:
     """Checks the constants, and TensorRT's rules for recipes of its form: symmetric INT8 and float biases."""
     if recipe.symmetric_activations and not recipe.quantize_bias:
-        check_tensorrt_rules(model, {p.node for p in sites if isinstance(p, OperandSite)})
+        unweighted = {p.node for p in sites if isinstance(p, OperandSite)}
+        check_tensorrt_rules(model, unweighted, {p.output for p in weighted(sites) if p.output})
     else:
         check_numbers(model)

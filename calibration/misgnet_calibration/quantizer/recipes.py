@@ -2,22 +2,29 @@
 
 Sources: onnxruntime's quantization guide (U8S8 on x86, 7-bit weights where VNNI may be missing, S8S8 on ARM; a
 convolution runs in INT8 only with a quantized output); TensorRT's developer guide, "Working with quantized types"
-(explicit Q/DQ, symmetric, zero point 0, weights per output channel, no quantized bias); OpenVINO's guide to low
+(explicit Q/DQ, symmetric, zero point 0, weights per output channel, no quantized bias); NVIDIA/TensorRT#1699 and
+Model-Optimizer's ``graph_utils.py`` (an INT8 convolution writes INT8 only if its output is quantized too, as before a
+LayerNorm); OpenVINO's guide to low
 precision transformations (activations per tensor, either sign; weights per output channel and symmetric).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from misgnet_calibration.quantizer.rules import (
     FLOAT16_RULES,
     OPENVINO_RULES,
     ORT_ARM_RULES,
     ORT_X86_RULES,
+    RTX_RULES,
     TENSORRT_RULES,
     Rule,
 )
+
+# Which quantized convolutions have INT8 outputs: none, all, or those whose reader is an INT8 operator or a LayerNorm.
+ConvOutputs = Literal["float", "int8", "chained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class Recipe:
     name: str
     symmetric_activations: bool  # True: INT8 with zero point 0; False: UINT8 with a zero point
     weight_bits: int
-    quantize_conv_outputs: bool
+    conv_outputs: ConvOutputs
     quantize_bias: bool
     float16: bool
     rules: tuple[Rule, ...]
@@ -51,7 +58,7 @@ CPU = Recipe(
     name="cpu",
     symmetric_activations=False,
     weight_bits=7,
-    quantize_conv_outputs=True,
+    conv_outputs="int8",
     quantize_bias=True,
     float16=False,
     rules=ORT_X86_RULES,
@@ -61,7 +68,7 @@ CPU_ARM = Recipe(
     name="cpu-arm",
     symmetric_activations=True,
     weight_bits=8,
-    quantize_conv_outputs=True,
+    conv_outputs="int8",
     quantize_bias=True,
     float16=False,
     rules=ORT_ARM_RULES,
@@ -70,7 +77,7 @@ OPENVINO = Recipe(
     name="openvino",
     symmetric_activations=False,
     weight_bits=7,  # as for ONNX Runtime: without VNNI, OpenVINO's kernels add in 16 bits as well
-    quantize_conv_outputs=False,
+    conv_outputs="float",
     quantize_bias=False,
     float16=False,
     rules=OPENVINO_RULES,
@@ -79,13 +86,15 @@ TENSORRT = Recipe(
     name="tensorrt",
     symmetric_activations=True,
     weight_bits=8,
-    quantize_conv_outputs=False,
+    conv_outputs="chained",
     quantize_bias=False,
     float16=True,
     rules=TENSORRT_RULES,
 )
+# TensorRT for RTX writes FP32 from INT8 convolutions in any case.
+RTX = replace(TENSORRT, name="rtx", conv_outputs="float", rules=RTX_RULES)
 TENSORRT_FP16 = replace(TENSORRT, name="tensorrt-fp16", weight_bits=16, rules=FLOAT16_RULES)
-RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16)
+RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, RTX, TENSORRT_FP16)
 
 # Modules whose values exceed half precision: exponents in the thousands, and sums as small as 1e-20 that still
 # determine a direction.

@@ -24,6 +24,7 @@ _MEASURED_DEPTHWISE = (
     "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: the agreement is the same as in float, and the "
     "graph is 1.1 to 1.25 times as fast"
 )
+_COUNTED = "kernels and bytes that TensorRT-RTX 1.7.1 lists for SM86 and one pair; FP16 has 212 kernels, 278 MB"
 _MEASURED_RESIDUAL = (
     "github.com/Jonah-May-OSS/wyoming-whisper-trt/issues/1052: feature cosine 0.61 with Add and LayerNorm in INT8, "
     "0.98 with both in float"
@@ -39,6 +40,7 @@ class Rule:
     why: str
     source: str
     operators: tuple[str, ...] = ()  # operator types; empty: all
+    within: tuple[str, ...] = ()  # patterns of ``fnmatch`` for the operator's module; empty: all
     weighted: bool | None = None  # a constant matrix or kernel is an input
     stacked: bool | None = None  # a constant of more than two dimensions is an input: several matrices
     activations: bool | None = None  # the operator reads a float tensor that is not a constant
@@ -132,14 +134,37 @@ _LAST_CONV = Rule(
     operators=("Conv",), feeds_output=True,
 )  # fmt: skip
 
+# TensorRT converts between INT8 and FP16 in kernels of its own unless INT8 operators follow each other.
+_FLOAT_ATTENTION = Rule(
+    name="linear layer of attention", decision="float",
+    why="FP16 adds the bias in the same kernel and feeds one fused kernel of attention; the INT8 weight of keys and "
+    "values is dequantized at every inference", source=_COUNTED,
+    operators=("MatMul",), within=("backbone.*.attn.*",),
+)  # fmt: skip
+_FLOAT_WIDE_MLP = Rule(
+    name="wide MLP", decision="float",
+    why="maps of eight times the channels, which INT8 kernels write in FP32: twelve such layers in INT8 move 449 MB",
+    source=_COUNTED, operators=("Conv", "MatMul"), within=("backbone.block[12].*.mlp.fc[12]",),
+)  # fmt: skip
+# The INT8 convolutions of TensorRT for RTX write FP32, whether their output is quantized or not.
+_FLOAT_ENCODER = Rule(
+    name="encoder", decision="float",
+    why="INT8 saves less time than its FP32 outputs cost: reduction convolutions have 4 % of the MACs and move 10 MB "
+    "more, patch embeddings 6 % and 4 MB, the last MLPs 14 % and 15 MB; the decoder has 27 % and moves 8 MB more",
+    source=_COUNTED, within=("backbone.*",),
+)  # fmt: skip
+
 TENSORRT_RULES = (
     *_NO_WEIGHT,
+    _FLOAT_ATTENTION,
+    _FLOAT_WIDE_MLP,
     _GEMM,
     _FLOAT_DEPTHWISE,
     *_SMALL,
     *_weighted(f"{_TENSORRT}: quantize all inputs of weighted operators"),
     *_REST,
 )
+RTX_RULES = (_FLOAT_ENCODER, *TENSORRT_RULES)
 ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
 ORT_ARM_RULES = ORT_X86_RULES
 # Has no rules for operators that lose much or gain little: accuracy control finds these by measurement.

@@ -24,12 +24,21 @@ def inspect(
     why: Annotated[
         bool, typer.Option("--why", help="Also list the placement rules that applied, with their sources.")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show the kernels of the TensorRT plans instead, and the bytes that they move."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
 ) -> None:
     """Show the precision (INT8, FP16, FP32) of each graph by block, as shares of its MACs, and the reasons."""
     from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
     from misgnet_runtime.bundle import read_bundle
 
+    if plan:
+        if picture is not None or why:
+            raise UsageError("--plan shows plans, but --output and --why show graphs; give them in another call")
+        _show_plans(bundle)
+        return
     if picture is not None:
         _check_picture(picture, force)
     quantizations = [q for q in read_bundle(bundle).manifest.quantization if q.placement]
@@ -42,6 +51,22 @@ def inspect(
     if picture is not None:
         draw_precision(quantizations, picture, force=force)
         current().result([f"picture: {picture}"])
+
+
+def _show_plans(path: Path) -> None:
+    from misgnet_export.evidence import decode_plan_record
+    from misgnet_export.report.plans import plan_tables
+    from misgnet_runtime.bundle import read_bundle
+
+    bundle = read_bundle(path)
+    files = [entry.path for entry in bundle.manifest.files if entry.path.startswith("evidence/plan_")]
+    if not files:
+        raise InputError(
+            f"bundle {path} does not record the kernels of a plan: the build compiled none, or an older version built "
+            "it; build it again with a target such as rtx-sm86"
+        )
+    for table in plan_tables([decode_plan_record(file, bundle.read(file)) for file in files]):
+        out_console.print(table)
 
 
 def _check_picture(path: Path, force: bool) -> None:

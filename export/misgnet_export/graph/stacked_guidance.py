@@ -77,7 +77,7 @@ class StackedGuidance(nn.Module):
         nodes, assignment = self.projection(x)
         s, v, p = self.node_conv(nodes).relu().chunk(3, dim=3)
         p = p.index_select(0, self.other_date)
-        mixed = (p @ s.transpose(2, 3)).softmax(3) @ v
+        mixed = _mixed(p, s, v)
         nodes = self.conv(self.gcn2(self.gcn(self.gcn3(v) + mixed)))
         first, second = (x + (nodes.transpose(2, 3) @ assignment).relu()).split(1)
         return (first - second).abs()
@@ -110,8 +110,7 @@ class StackedProjection(nn.Module):
         assignment = (self.square @ (x * x) + self.linear @ x + self.offset).softmax(2)
         total = assignment.sum(3, keepdim=True)
         residual = assignment @ x.transpose(2, 3) - self.anchor * total
-        nodes = _unit_length(residual * (self.gain / total.clamp(min=EMPTY_NODE)), (3,))
-        nodes = _unit_length(nodes, (2, 3))
+        nodes = _unit_length(residual * (self.gain / total.clamp(min=EMPTY_NODE)))
         # K x C is reinterpreted as C x K and kept transposed.
         return nodes.reshape(2, -1, nodes.shape[3], nodes.shape[2]).transpose(2, 3), assignment
 
@@ -147,12 +146,30 @@ class StackedLinear(nn.Module):
 
 
 def _graph_conv(y: Tensor, weight: Tensor) -> Tensor:
-    return (y @ y.transpose(2, 3)).softmax(3) @ (y @ weight)
+    """Returns softmax(Y Y^T) (Y W); the weight comes last, so that the steps before it become one kernel of a GPU."""
+    return _mixed(y, y, y) @ weight
 
 
-def _unit_length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Returns x / max(||x||, 1e-12); a node without pixels stays zero."""
-    return x / torch.linalg.vector_norm(x, dim=axes, keepdim=True).clamp(min=SMALLEST_NORM)
+def _mixed(left: Tensor, right: Tensor, values: Tensor) -> Tensor:
+    """Returns softmax(left right^T) values, both products written as sums.
+
+    They have two to eight rows. TensorRT starts a kernel, and often a transposition, for each product, but computes
+    sums together with the operators around them. On a CPU both forms are equally fast.
+    """
+    weights = (left.unsqueeze(3) * right.unsqueeze(2)).sum(4).softmax(3)  # (2, B, K, K)
+    return (weights.unsqueeze(4) * values.unsqueeze(2)).sum(3)
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    """Scales each node, and then all nodes of a date together, to unit length; a node without pixels stays zero.
+
+    A norm is at least 1e-12. The second one is computed from the first: it sums the squared lengths of the nodes after
+    the first division, which are 1, or less for a node without pixels.
+    """
+    square = (x * x).sum(3, keepdim=True)  # (2, B, K, 1)
+    node = square.sqrt().clamp(min=SMALLEST_NORM)
+    every = (square / (node * node)).sum(2, keepdim=True).sqrt().clamp(min=SMALLEST_NORM)
+    return x / (node * every)
 
 
 def _side_by_side(*convs: nn.Sequential) -> tuple[Tensor, Tensor]:

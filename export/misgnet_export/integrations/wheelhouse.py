@@ -40,6 +40,7 @@ class Platform:
     architecture: str
     glibc: int  # newest minor version (2.x) that wheels may need
     cuda: int
+    cuda_python: str = ""  # versions of cuda-python besides those for ``cuda``
     jetpack: bool = False
 
     @property
@@ -52,7 +53,7 @@ class Platform:
     def requirements(self) -> list[str]:
         """Requirements to download, in the versions that this project's own metadata states."""
         gpu = _versions(self.python)
-        cuda = gpu.pop("cuda-python") & SpecifierSet(f"=={self.cuda}.*")
+        cuda = gpu.pop("cuda-python") & SpecifierSet(f"=={self.cuda}.*") & SpecifierSet(self.cuda_python)
         gpu.pop("tensorrt")
         others = [] if self.jetpack else [f"{name}{versions}" for name, versions in gpu.items()]
         return [*map(str, needs(self.python)), _BESIDES, f"cuda-python{cuda}", *others, *self.sources]
@@ -70,13 +71,15 @@ class Platform:
 
 _JETPACK = "TensorRT and its Python module come with JetPack (python3-libnvinfer); the environment must include them"
 PLATFORMS: dict[PlatformName, Platform] = {
+    # From 12.9 on, cuda-python contains the CUDA runtime of its own version. That of 12.9 refuses JetPack 6's driver,
+    # which is for CUDA 12.6, with error 35 (cudaErrorInsufficientDriver). Earlier versions call the driver itself.
     "jetpack6": Platform(
         title="JetPack 6: Orin, TensorRT 10.3, CUDA 12.6", python="3.10", architecture="aarch64", glibc=35, cuda=12,
-        jetpack=True,
+        cuda_python=">=12.6.1,<12.9", jetpack=True,
     ),
     "jetpack7": Platform(
-        title="JetPack 7: Orin and Thor, TensorRT 10.16 to 11.x, CUDA 13", python="3.12", architecture="aarch64",
-        glibc=39, cuda=13, jetpack=True,
+        title="JetPack 7: Orin and Thor, TensorRT 10.16 (7.2.0) or 11.x (from 7.2.2), CUDA 13", python="3.12",
+        architecture="aarch64", glibc=39, cuda=13, jetpack=True,
     ),
     "x86-cuda12": Platform(title="x86_64 with CUDA 12", python="3.12", architecture="x86_64", glibc=35, cuda=12),
     "x86-cuda13": Platform(title="x86_64 with CUDA 13", python="3.12", architecture="x86_64", glibc=35, cuda=13),

@@ -108,14 +108,24 @@ def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[Writ
     recipes = [_placed(recipe, context.request) for recipe in recipes_of(context.request.targets)]
     if not recipes:
         return []
-    start = calibrate(context, graph, sets, recipes)
-    found = context.log.overlap(*(partial(_quantize_recipe, context, start, recipe) for recipe in recipes))
+    starts = _calibrate(context, graph, sets, recipes)
+    found = context.log.overlap(*(partial(_quantize_recipe, context, starts[recipe], recipe) for recipe in recipes))
     graphs = []
     for recipe, quantized in zip(recipes, found, strict=True):
-        graphs.append(write_quantized(context, graph, recipe, quantized))
+        graphs.append(write_quantized(context, graph.of(recipe), recipe, quantized))
         if control := graphs[-1].file.control:
             context.log.console.print(control_table(control))
     return graphs
+
+
+def _calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: list[Recipe]) -> dict[Recipe, Calibrated]:
+    """Calibrates each form of the float graph once, for all recipes that quantize it."""
+    starts: dict[Recipe, Calibrated] = {}
+    for form in (graph, graph.for_gpu):
+        if form is not None and (own := [recipe for recipe in recipes if graph.of(recipe) is form]):
+            start = calibrate(context, form, sets, own)
+            starts |= dict.fromkeys(own, start)
+    return starts
 
 
 def _quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe, log: StageLog) -> RecipeGraph:

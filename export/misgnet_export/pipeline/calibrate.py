@@ -41,9 +41,15 @@ class Calibrated:
 
 
 def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: list[Recipe]) -> Calibrated:
-    """Collects the activation statistics that ``recipes`` need, or reads them from the file of --observations."""
+    """Collects the activation statistics that ``recipes`` need, or reads them from the file of --observations.
+
+    ``graph`` is the form of the float graph that ``recipes`` quantize. GPUs have their own file beside that of CPUs.
+    """
     model, interface, file = graph.model, context.interface, context.request.observations
-    with context.log.stage("calibrate") as stage:
+    for_gpu = all(recipe.float16 for recipe in recipes)
+    if file is not None and for_gpu:
+        file = file.with_name(f"{file.stem}_gpu{file.suffix}")  # another graph, with tensors of its own
+    with context.log.stage("calibrate for GPUs" if for_gpu else "calibrate") as stage:
         observe_now = partial(observe, model, interface, sets.calib, recipes, stage.progress)
         if file is None:
             observed, reused = observe_now(), ""

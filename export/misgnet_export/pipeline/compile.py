@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+import msgspec
+
 from misgnet.network import MISGNet
+from misgnet_export.evidence import PlanRecord, plan_record
 from misgnet_export.integrations.torch_tensorrt import compile_program
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.request import BuildRequest
@@ -13,7 +16,7 @@ from misgnet_export.pipeline.result import FLOAT_ENGINE, GraphFile
 from misgnet_export.pipeline.targets import FLOAT, Product, product_of
 from misgnet_runtime.bundle import EngineEntry, PlanProfile, SplitEntry
 from misgnet_runtime.bundle.targets import Target
-from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan
+from misgnet_runtime.engines.tensorrt import Plan, PlanLayers, PlanOptions, compile_plan
 from misgnet_runtime.formatting import plural
 
 
@@ -67,17 +70,17 @@ def _compiled_on_device(request: BuildRequest, target: Target, product: Product,
 
 
 def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> EngineEntry:
-    file, plan = _compile(context, target, graph.file)
+    file, plan = _compile(context, target, graph.file, graph.precision)
     bound, options = plan.compatibility, context.request.plan_options(target)
     split = None
     if graph.split is not None:
         parts = {"encoder": graph.split.encoder_graph, "head": graph.split.head_graph}
-        plans = [_compile(context, target, part_graph, part)[0] for part, part_graph in parts.items()]
+        plans = [_compile(context, target, part_graph, graph.precision, part)[0] for part, part_graph in parts.items()]
         split = SplitEntry(*plans, *parts.values())
     return EngineEntry(
         name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
         vendor_version=bound.vendor_version, compute_capabilities=list(bound.compute_capabilities),
-        platform=bound.platform, batches=_batches(options), profiles=_profiles(options), split=split,
+        platform=bound.platform, batches=_batches(options), profiles=_profiles(options, plan.layers), split=split,
         cuda_driver=bound.cuda_driver,
     )  # fmt: skip
 
@@ -107,28 +110,51 @@ def _batches(options: PlanOptions) -> tuple[int, int, int]:
     return options.profiles[0][0], options.profiles[-1][1], options.profiles[-1][2]
 
 
-def _profiles(options: PlanOptions) -> list[PlanProfile]:
-    return [PlanProfile(batches) for batches in options.profiles]
+def _profiles(options: PlanOptions, layers: PlanLayers | None = None) -> list[PlanProfile]:
+    """Returns the optimization profiles with what one inference of each costs, as far as ``layers`` are known."""
+    if layers is None or not layers.profiles:
+        return [PlanProfile(batches) for batches in options.profiles]
+    return [
+        PlanProfile(batches, found.context_bytes, found.total().kernels, found.total().bytes_moved)
+        for batches, found in zip(options.profiles, layers.profiles, strict=True)
+    ]
 
 
-def _compile(context: BuildContext, target: Target, graph: str, part: str = "") -> tuple[str, Plan]:
-    """Compiles a graph file of the bundle and writes the plan; returns its path and the plan.
+def _compile(
+    context: BuildContext, target: Target, graph: str, precision: str, part: str = ""
+) -> tuple[str, Plan]:  # fmt: skip
+    """Compiles a graph file of the bundle, writes the plan and its evidence; returns the plan's path and the plan.
 
     ``part`` is "encoder", "head" or, for a whole graph, empty.
     """
     options, root = context.request.plan_options(target), context.root
+    name = f"{target.slug}{part and f'_{part}'}"
     with context.log.stage(f"compile {target.name} {part}".rstrip()) as stage:
         plan = compile_plan(
             (root / graph).read_bytes(), options, timing_cache=context.request.timing_cache,
             progress=stage.phase_progress,
         )  # fmt: skip
-        file = _write_plan(root, f"{target.slug}{part and f'_{part}'}", plan.data)
+        file = _write_plan(root, name, plan.data)
+        _write_evidence(root, name, plan_record(target.name, part, precision, plan, options))
         bound = plan.compatibility
         stage.finding = (
             f"{bound.vendor} {bound.vendor_version} for {', '.join(bound.compute_capabilities)}, "
-            f"{plural(plan.layers, 'layer')}, {len(plan.data) / 1e6:.1f} MB"
+            f"{_kernels(plan.layers)}, {len(plan.data) / 1e6:.1f} MB"
         )
     return file, plan
+
+
+def _write_evidence(root: Path, name: str, record: PlanRecord) -> None:
+    """Writes the kernels of a plan. They are hundreds, so the JSON is compact, unlike other evidence."""
+    file = root / "evidence" / f"plan_{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(msgspec.json.encode(record) + b"\n")
+
+
+def _kernels(layers: PlanLayers) -> str:
+    """Returns the number of kernels of each optimization profile, for the log."""
+    counts = [str(profile.total().kernels) for profile in layers.profiles]
+    return f"{' and '.join(counts)} kernels" if counts else f"kernels unknown ({layers.note})"
 
 
 def _write_plan(root: Path, name: str, data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import onnx
@@ -15,26 +16,32 @@ from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.agreement import Predictions, compare, predict_tiles, predictions_of, require_same
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.result import FloatGraph
+from misgnet_export.pipeline.targets import recipes_of
 from misgnet_export.pipeline.torch_threads import tile_per_core
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.formatting import plural
 
-Transform = Callable[[onnx.ModelProto], onnx.ModelProto]
-# Transforms of the exported graph: the stage's name, its function, and names of its result and its input for errors.
-_TRANSFORMS: tuple[tuple[str, Transform, tuple[str, str]], ...] = (
-    ("simplify", simplify_graph, ("the simplified graph", "the exported one")),
-    ("rewrite", rewrite, ("the rewritten graph", "the simplified one")),
-)
-
 
 def make_float_graph(context: BuildContext, network: MISGNet) -> FloatGraph:
-    """Exports ``network`` and optimises the graph. Raises GateFailed if a stage changes the output."""
+    """Exports ``network`` and optimises the graph, also for GPUs if a target needs it.
+
+    Raises GateFailed if a stage changes the output.
+    """
     expected = predict_tiles(torch_predictor(network), context.check_tiles, batch=len(context.check_tiles))
     make = partial(export_graph, network, context.interface)
-    graph = _checked(context, "export to ONNX", make, expected, ("the exported graph", "the PyTorch network"))
-    for name, transform, described in _TRANSFORMS:
-        graph = _checked(context, name, partial(transform, graph.model), graph.predictions, described)
+    exported = _checked(context, "export to ONNX", make, expected, ("the exported graph", "the PyTorch network"))
+    simplify = partial(simplify_graph, exported.model)
+    described = ("the simplified graph", "the exported one")
+    simplified = _checked(context, "simplify", simplify, exported.predictions, described)
+    graph = _rewritten(context, "rewrite", simplified)
+    if any(recipe.float16 for recipe in recipes_of(context.request.targets)):
+        graph = replace(graph, for_gpu=_rewritten(context, "rewrite for GPUs", simplified, for_gpu=True))
     return graph
+
+
+def _rewritten(context: BuildContext, name: str, graph: FloatGraph, *, for_gpu: bool = False) -> FloatGraph:
+    transform = partial(rewrite, graph.model, for_gpu=for_gpu)
+    return _checked(context, name, transform, graph.predictions, ("the rewritten graph", "the simplified one"))
 
 
 def torch_predictor(network: MISGNet) -> Predict:

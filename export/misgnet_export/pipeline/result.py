@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.pipeline.agreement import Predictions
@@ -39,6 +40,11 @@ class FloatGraph:
 
     model: onnx.ModelProto
     predictions: Predictions
+    for_gpu: FloatGraph | None = None  # the same network as TensorRT compiles it; None if no target needs it
+
+    def of(self, recipe: Recipe) -> FloatGraph:
+        """Returns the graph that ``recipe`` quantizes. TensorRT's recipes are those with float16."""
+        return self.for_gpu if recipe.float16 and self.for_gpu is not None else self
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, CPU_VNNI, OPENVINO, RTX, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_runtime.bundle import EngineKind
 from misgnet_runtime.bundle.targets import Kind, Target
 
@@ -63,7 +63,7 @@ PRODUCTS: Mapping[Kind, Product] = {
     "openvino": Product(engine="openvino", recipe=OPENVINO),
     "openvino-bf16": Product(engine="openvino", recipe=None, needs=_BF16, float_type="bf16"),
     "openvino-int8-bf16": Product(engine="openvino", recipe=OPENVINO, needs=_BF16, float_type="bf16"),
-    "rtx-int8": Product(engine="rtx", recipe=TENSORRT),
+    "rtx-int8": Product(engine="rtx", recipe=RTX),
     "rtx-fp16": Product(engine="rtx", recipe=TENSORRT_FP16),
     "tensorrt-int8": Product(engine="tensorrt", recipe=TENSORRT),
     "tensorrt-fp16": Product(engine="tensorrt", recipe=TENSORRT_FP16),

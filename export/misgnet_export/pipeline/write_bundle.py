@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
+from misgnet_export.evidence import decode_plan_record
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, GraphFile, lowest
 from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
@@ -64,7 +65,9 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
             draw_control(graph.control, folder, f"control_{graph.name}")
     build = {"stages": [{"name": n, "seconds": round(s, 2), "finding": f} for n, s, f in stages], "machine": machine}
     (folder / "build.json").write_bytes(encode(build))
-    (folder / "report.html").write_text(render(_report_data(request, draft, stages, machine)), encoding="utf-8")
+    plans = [decode_plan_record(path.name, path.read_bytes()) for path in sorted(folder.glob("plan_*.json"))]
+    report = replace(_report_data(request, draft, stages, machine), plans=plans)
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
 
 
 def _selection(found: Selection) -> dict[str, Any]:
@@ -72,8 +75,8 @@ def _selection(found: Selection) -> dict[str, Any]:
     how = "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features"
     return {
         "how": how,
-        "strata": [dataclasses.asdict(stratum) for stratum in found.strata],
-        "tiles": [dataclasses.asdict(tile) for tile in found.picked],
+        "strata": [asdict(stratum) for stratum in found.strata],
+        "tiles": [asdict(tile) for tile in found.picked],
     }
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from misgnet_export.evidence import ControlRecord, TilePicture
-from misgnet_export.report import control, curves, figures, pictures
+from misgnet_export.evidence import ControlRecord, PlanRecord, TilePicture
+from misgnet_export.report import control, curves, figures, pictures, plans
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
 from misgnet_runtime.bundle import MeasuredOverlap, MeasuredTile, RepairEntry
 from misgnet_runtime.formatting import plural, printable
@@ -38,6 +38,7 @@ class ReportData:
     sizes: Sequence[MeasuredTile] = ()  # of tiles, ascending; empty if the size was given
     overlaps: Sequence[MeasuredOverlap] = ()  # by ascending overlap
     overlap: int = 0  # the one that scenes are computed with, in pixels
+    plans: Sequence[PlanRecord] = ()  # with their kernels
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def render(data: ReportData) -> str:
         "plural": plural,
         "pic": pictures,
         "control": control,
+        "plans": plans,
         "axis": drop_axis(data.parity),
         "curves": curves.of_overlaps(data.overlaps, data.overlap),
         "allowed": allowed_points(data.parity),

@@ -14,24 +14,30 @@ if TYPE_CHECKING:
 
 @takes_options
 def compile_plans(bundle: BundlePath, *, options: CompileOptions) -> None:
-    """Compile TensorRT plans from the bundle's graphs on this machine, and use those that pass their checks.
+    """Compile the TensorRT plans of a bundle on this machine, and choose the fastest of those that pass their checks.
 
     A plan is used once it reproduces the golden tiles and, if the bundle has evaluation tiles, passes the F1 gate
-    here; otherwise the exit code is 3. Plans are stored outside the bundle, in $MISGNET_CACHE (default: misgnet in
-    the user's cache), in a folder that only this user can write.
+    here. The plans that pass are timed in alternating rounds, for one pair and for many pairs, and --engine auto takes
+    the fastest; where none is faster beyond the spread of the rounds, it takes FP16. The exit code is 3 if no plan
+    passes, or one that --engine requests fails. Plans and figures are stored outside the bundle, in $MISGNET_CACHE
+    (default: misgnet in the user's cache), in a folder that only this user can write; info shows them.
     """
     from misgnet_runtime.jobs.compile.run import compile_bundle
+    from misgnet_runtime.measure.sensors.clocks import warn_if_clocks_float
 
-    for activation in compile_bundle(bundle, options):
+    warn_if_clocks_float(current())
+    activations, choice = compile_bundle(bundle, options)
+    for activation in activations:
         current().result([_line(activation)], **_figures(activation))
+    current().result(list(choice.lines()), choice=choice)
 
 
 def _line(activation: Activation) -> str:
-    """Returns the line that reports a plan now in use."""
+    """Returns the line that reports a plan that passed."""
     key = next(iter(activation.plans.values())).key
     gate = activation.parity.verdict.reason if activation.parity and activation.parity.verdict else "no gate was run"
     advice = "" if activation.parity else ": the bundle has no evaluation tiles (misgnet-export build --ship-eval)"
-    return f"{activation.golden}; {gate}{advice}; in use with {key.vendor} {key.vendor_version} on {activation.device}"
+    return f"{activation.golden}; {gate}{advice}; ready with {key.vendor} {key.vendor_version} on {activation.device}"
 
 
 def _figures(activation: Activation) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry
     from misgnet_runtime.bundle.quantization import Quantization
     from misgnet_runtime.bundle.reader import Bundle
+    from misgnet_runtime.inference.choice import Choice
     from misgnet_runtime.inference.tuned import OptimiseFor, Tuning
 
 _NOT_RUN = "does not run: "
@@ -54,6 +55,7 @@ def print_info(path: Path, console: Console) -> None:
     """Checks the digests, then prints engines, quantization, files and whether each engine opens here."""
     from misgnet_runtime.accuracy.limit import limit_of
     from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.choice import kept_choice
     from misgnet_runtime.inference.selection import ranked_here
     from misgnet_runtime.inference.tuned import kept
 
@@ -70,29 +72,34 @@ def print_info(path: Path, console: Console) -> None:
         console.print(printable(bundle.signed.describe()), soft_wrap=True, markup=False)
     entries = ranked_here(bundle)
     console.print(_engines(bundle, entries))
-    tuning = kept(bundle)
+    tuning, choice = kept(bundle), kept_choice(bundle)
     here = _here(bundle, entries, tuning)
     for entry in entries:
         line = f"{entry.name}, for {_made_for(entry)}: {here[entry.name]}"
         console.print(printable(line), soft_wrap=True, markup=False)
-    if auto := _auto(bundle, here, tuning):
+    for line in _choice_lines(choice) if choice else ():
+        console.print(printable(line), soft_wrap=True, markup=False)
+    if auto := _auto(bundle, here, tuning, choice):
         console.print(printable(_auto_line(auto)), soft_wrap=True, markup=False)
     console.print(_precisions(bundle))
     console.print(_files(bundle))
 
 
 def bundle_figures(path: Path) -> dict[str, object]:
-    """Returns the fields of the result event: the manifest, what opens here in ranked order, what auto selects."""
+    """Returns the fields of the result event: manifest, what opens here in ranked order, what was chosen and why."""
     from misgnet_runtime.bundle.reader import read_bundle
+    from misgnet_runtime.inference.choice import kept_choice
     from misgnet_runtime.inference.selection import ranked_here
     from misgnet_runtime.inference.tuned import kept
 
     bundle = read_bundle(path)
-    tuning = kept(bundle)
+    tuning, choice = kept(bundle), kept_choice(bundle)
     here = _here(bundle, ranked_here(bundle), tuning)
     signed = bundle.signed.describe() if bundle.signed else None
-    auto = _auto(bundle, here, tuning)
-    return {"bundle": path, "manifest": bundle.manifest, "here": here, "auto": auto, "signed": signed}
+    auto = _auto(bundle, here, tuning, choice)
+    return {
+        "bundle": path, "manifest": bundle.manifest, "here": here, "choice": choice, "auto": auto, "signed": signed,
+    }  # fmt: skip
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
@@ -142,7 +149,14 @@ def _here(bundle: Bundle, entries: list[EngineEntry], tuning: Tuning | None) -> 
     return found
 
 
-def _auto(bundle: Bundle, here: dict[str, str], tuning: Tuning | None) -> dict[str, _Selected]:
+def _choice_lines(choice: Choice) -> Iterator[str]:
+    """Yields what misgnet-run compile found out about each variant on this device, and what it chose."""
+    yield f"measured by misgnet-run compile on {choice.scope.device}, {choice.created}:"
+    yield from (f"  {variant.describe()}" for variant in choice.variants)
+    yield from (f"  {line}" for line in choice.lines())
+
+
+def _auto(bundle: Bundle, here: dict[str, str], tuning: Tuning | None, choice: Choice | None) -> dict[str, _Selected]:
     """Returns the engine that auto selects by workload: latency and throughput; empty if no engine runs here."""
     from misgnet_runtime.inference.selection import automatic
     from misgnet_runtime.inference.tuned import Tuned
@@ -150,7 +164,7 @@ def _auto(bundle: Bundle, here: dict[str, str], tuning: Tuning | None) -> dict[s
     found: dict[str, _Selected] = {}
     workloads: tuple[OptimiseFor, ...] = ("latency", "throughput")
     for workload in workloads:
-        for entry, reason in automatic(bundle, Tuned(workload, tuning)):
+        for entry, reason in automatic(bundle, Tuned(workload, tuning), choice):
             if not here[entry.name].startswith(_NOT_RUN):
                 found[workload] = _Selected(entry.name, reason)
                 break

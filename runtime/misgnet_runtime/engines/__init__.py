@@ -52,8 +52,14 @@ def streams_for_scenes(entry: EngineEntry) -> int:
 
 
 def batch_for_scenes(entry: EngineEntry) -> int:
-    """Returns the batch size that is fastest for a scene: 1 on a CPU (fits its caches), 4 on a GPU."""
-    return 1 if is_on_cpu(entry) else 4
+    """Returns the batch size that is fastest for a scene: 1 on a CPU (fits its caches), about 4 on a GPU.
+
+    On a GPU, the largest one up to 4 that an optimization profile of the plan accepts without padding.
+    """
+    if is_on_cpu(entry):
+        return 1
+    profiles = [profile.batches for profile in entry.plan_profiles]
+    return max((min(high, 4) for low, _, high in profiles if low <= 4), default=profiles[0][0])
 
 
 def open_engine_file(
@@ -83,7 +89,7 @@ def open_engine_file(
     if entry.kind in ("rtx", "tensorrt"):
         from misgnet_runtime.engines.tensorrt.open import open_plan_of
 
-        return open_plan_of(entry, files, execution.streams or 1)
+        return open_plan_of(entry, files, execution.streams or 1, max_batch=max_batch)
     graph, name = read_graph(files, entry.file), str(files.name / entry.file)
     if entry.kind == "openvino":
         from misgnet_runtime.engines.openvino import OpenVinoEngine

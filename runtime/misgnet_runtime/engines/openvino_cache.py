@@ -93,28 +93,12 @@ def keep(key: CompiledKey, graph: CompiledGraph) -> None:
         folder = _folder()
         folder.prepare()
         with folder.locked("stores a compiled graph"):
-            _make_room(folder, len(data))
+            folder.make_room(_SUFFIX, len(data), COMPILED_GRAPHS_BYTES)
             folder.write_sealed(key.name, data)
     except NoFolderError:
         return
     except (InputError, StorageError, OSError) as error:
         current().info(f"the compiled graph is not kept for the next run: {error}")
-
-
-def _make_room(folder: PrivateFolder, size: int) -> None:
-    """Removes what killed processes left, and the oldest graphs until ``size`` bytes more are within the limit."""
-    found = []
-    for name in folder.names():
-        if name.startswith("."):
-            folder.remove(name)
-        elif name.endswith(_SUFFIX):
-            status = (folder.path / name).stat()
-            found.append((status.st_mtime_ns, name, status.st_size))
-    total = size + sum(length for _, _, length in found)
-    for _, name, length in sorted(found):
-        if total > COMPILED_GRAPHS_BYTES:
-            folder.remove(name)
-            total -= length
 
 
 def _folder() -> PrivateFolder:

@@ -13,12 +13,13 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.inference.choice import PLANS, Choice, kept_choice
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.tuned import OptimiseFor, ResolvedOptions, Tuned
 from misgnet_runtime.machine import describe_machine
 
-# (kind, is INT8), the fastest first: plans for a GPU, graphs on a GPU (ONNX Runtime has no INT8 kernels there), INT8 on
-# the CPU, float on the CPU.
+# (kind, is INT8), the fastest first: plans for a GPU (their order by precision: _int8_first), graphs on a GPU (ONNX
+# Runtime has no INT8 kernels there), INT8 on the CPU, float on the CPU.
 _GPU = ("tensorrt", "rtx", "onnxruntime-cuda")
 _FASTEST_FIRST = (
     ("tensorrt", True), ("tensorrt", False), ("rtx", True), ("rtx", False),
@@ -101,7 +102,7 @@ def open_chosen(
         return open_one(entry, resolved.execution), resolved
 
     if engine == "auto":
-        candidates = [one for one in automatic(bundle, tuned) if usable(one.entry)]
+        candidates = [one for one in automatic(bundle, tuned, kept_choice(bundle)) if usable(one.entry)]
     else:
         candidates = [Ranked(bundle.engine_entry(engine), "as requested")]
     (opened, resolved), entry, reason = first_that_opens(candidates, open_resolved)
@@ -115,15 +116,23 @@ class Ranked(NamedTuple):
     reason: str  # why it would be selected
 
 
-def automatic(bundle: Bundle, tuned: Tuned) -> list[Ranked]:
+def automatic(bundle: Bundle, tuned: Tuned, choice: Choice | None = None) -> list[Ranked]:
     """Returns the engines that "auto" tries, in this order.
 
-    First the engine that ``misgnet-run tune`` measured fastest on this machine, then those of :func:`ranked`: by the
-    speeds that the build measured if its machine is like this one, else by kind.
+    First the engine that ``misgnet-run tune`` measured fastest on this machine, then the one that ``misgnet-run
+    compile`` chose on it (``choice``), then those of :func:`ranked`: by the speeds that the build measured if its
+    machine is like this one, else by kind.
     """
     speeds = measured_here(bundle)
-    entries = tuned.order(ranked(bundle.manifest.engines, speeds))
-    return [Ranked(entry, reason_for(entry, tuned.engine, speeds)) for entry in entries]
+    chosen = choice.chosen(tuned.optimise_for).engine if choice else None
+    entries = sorted(ranked(bundle.manifest.engines, speeds), key=lambda entry: entry.name != chosen)
+    return [Ranked(entry, _reason(entry, tuned, chosen, speeds)) for entry in tuned.order(entries)]
+
+
+def _reason(entry: EngineEntry, tuned: Tuned, chosen: str | None, speeds: Mapping[str, float]) -> str:
+    if entry.name == chosen != tuned.engine:
+        return "chosen by misgnet-run compile"
+    return reason_for(entry, tuned.engine, speeds)
 
 
 def reason_for(entry: EngineEntry, fastest: str | None, speeds: Mapping[str, float]) -> str:
@@ -150,14 +159,36 @@ def ranked_here(bundle: Bundle) -> list[EngineEntry]:
 def ranked(entries: list[EngineEntry], speeds: Mapping[str, float]) -> list[EngineEntry]:
     """Returns ``entries``, fastest first: GPU engines first, then by ``speeds`` (pairs/s by engine), then by kind.
 
-    Within a kind, engines for specific processors come before engines for any processor.
+    Within a kind, engines for specific processors come before engines for any processor, and of two plans the one that
+    moves fewer bytes.
     """
 
     def rank(entry: EngineEntry) -> tuple[bool, float, int, bool]:
-        kind = _FASTEST_FIRST.index((entry.kind, "int8" in entry.precision))
+        int8 = "int8" in entry.precision
+        if entry.kind in PLANS and not _int8_first(entry, entries):
+            int8 = not int8
+        kind = _FASTEST_FIRST.index((entry.kind, int8))
         return entry.kind not in _GPU, -speeds.get(entry.name, 0.0), kind, not entry.needs
 
     return sorted(entries, key=rank)
+
+
+def _int8_first(plan: EngineEntry, entries: list[EngineEntry]) -> bool:
+    """Returns whether INT8 is expected to be faster than FP16 among the plans of the same kind and GPUs as ``plan``.
+
+    A plan at batch 1 waits for memory, so the bytes that its kernels move decide, as listed by the builder. Where it
+    listed none: TensorRT for RTX has few INT8 kernels, and none of its INT8 plans that were listed moved fewer bytes
+    than FP16. TensorRT itself has more of them and lists kernels only on the device, where ``misgnet-run compile``
+    measures; its INT8 plans come first until then.
+    """
+    moved: dict[bool, int | None] = {True: None, False: None}
+    for entry in entries:
+        if (entry.kind, entry.compute_capabilities, entry.platform) == (
+            plan.kind, plan.compute_capabilities, plan.platform
+        ):  # fmt: skip
+            moved["int8" in entry.precision] = entry.plan_profiles[0].bytes_moved
+    int8, float16 = moved[True], moved[False]
+    return plan.kind == "tensorrt" if int8 is None or float16 is None else int8 < float16
 
 
 def measured_here(bundle: Bundle) -> dict[str, float]:

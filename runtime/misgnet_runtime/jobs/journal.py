@@ -31,7 +31,7 @@ from misgnet_runtime.storage.schema import Count, Struct
 
 _JOURNAL = "journal.jsonl"
 _PART = 1 << 20
-# Settings of a map that misgnet-run tune chooses -> the option that fixes them.
+# Settings of a map that misgnet-run tune chooses (compile: only the engine) -> the option that fixes them.
 _TUNED = {"--batch": "--batch", "--streams": "--streams", "the engine": "--engine"}
 
 
@@ -248,7 +248,8 @@ def tuned_since(then: dict[str, str], now: dict[str, str]) -> str | None:
     if any(old[option] == new[option] for option in old):  # an engine on another device
         return None
     given = " ".join(f"{option} {value}" for option, value in old.items())
-    return f"misgnet-run tune chooses {' and '.join(old)} unless they are given: pass {given} to resume"
+    who = "misgnet-run tune or compile" if "--engine" in old else "misgnet-run tune"
+    return f"{who} chooses {' and '.join(old)} unless they are given: pass {given} to resume"
 
 
 def _whole_bands(raw: FileIO, header: Header, bands: list[Band]) -> list[Band]:

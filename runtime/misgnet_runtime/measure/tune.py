@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from misgnet_runtime.bundle.golden import golden_of
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.engines import (
-    MOST_STREAMS,
-    ExecutionOptions,
-    batch_for_scenes,
-    is_on_cpu,
-    streams_for_scenes,
-)
-from misgnet_runtime.errors import GateFailed, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.engines import MOST_STREAMS, batch_for_scenes, is_on_cpu, streams_for_scenes
+from misgnet_runtime.errors import GateFailed, MisgnetError, UnavailableError
 from misgnet_runtime.formatting import timestamp
+from misgnet_runtime.inference.comparison import Candidate, NotRun, check_minutes, choose, compare, usual_setting
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.inference.self_test import check_golden
-from misgnet_runtime.inference.throughput import Task, measure, task_of
 from misgnet_runtime.inference.tuned import (
     FORMAT,
     ONE_PAIR,
@@ -38,27 +28,11 @@ from misgnet_runtime.inference.tuned import (
     prepare,
 )
 from misgnet_runtime.log import EventLog, current
-from misgnet_runtime.measure.bench.matrix import NotRun
+from misgnet_runtime.measure.sensors.clocks import warn_if_clocks_float
 from misgnet_runtime.storage.schema import Struct
 
 MINUTES = 1.0  # per engine
-ROUNDS = 7
-_PARALLEL = 4  # processes with an open engine at a time: the default and three others
-_MIN_SECONDS = 0.5  # measuring time of each setting in all rounds; shorter times are meaningless
-_WARM_UP_SECONDS = 3.0
 _BUSY_LOAD = 0.5  # load average above which the machine counts as busy
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An engine with a setting to measure."""
-
-    entry: EngineEntry
-    setting: Setting
-
-    def label(self) -> str:
-        """Returns the engine and its setting as text."""
-        return f"{self.entry.name}, {self.setting.describe()}"
 
 
 class TuneReport(Struct, frozen=True):
@@ -93,13 +67,13 @@ def tune_bundle(
         GateFailed: A named engine fails the golden tiles, or all do.
         StorageError: The result cannot be stored.
     """
-    if not 0 < minutes < 24 * 60:
-        raise UsageError(f"--minutes is {minutes:g}; expected a number above 0 and below {24 * 60}, such as 1")
+    check_minutes(minutes)
     log = log or current()
     bundle = read_bundle(path)
     entries = _select_engines(bundle, engines)
     prepare()
     _warn_if_busy(log)
+    warn_if_clocks_float(log)
     candidates, not_run = _find_candidates(bundle, entries, required=bool(engines))
     measurements, failed = _measure(bundle, candidates, 60 * minutes, log)
     tuning = _tuning_of(bundle, measurements)
@@ -107,26 +81,14 @@ def tune_bundle(
 
 
 def settings_of(entry: EngineEntry, max_batch: int) -> list[Setting]:
-    """Returns the settings to measure: one stream, as many as suit the device, and on a GPU the plan's batch sizes."""
+    """Returns the settings to measure: one stream, as many as suit the device, and on a GPU its profiles' batches."""
     if is_on_cpu(entry):
         streams, batches = {1, streams_for_scenes(entry)}, {1, batch_for_scenes(entry)}
     else:
         streams = {1, streams_for_scenes(entry), MOST_STREAMS}
-        batches = {1, batch_for_scenes(entry), *entry.batches}
+        batches = {1, batch_for_scenes(entry), *(size for each in entry.plan_profiles for size in each.batches)}
     sizes = sorted({min(batch, max_batch) for batch in batches})
     return [Setting(number, size) for size in sizes for number in sorted(streams)]
-
-
-def usual_setting(entry: EngineEntry, max_batch: int) -> Setting:
-    """Returns the setting that is used for throughput without a tuning."""
-    return Setting(streams_for_scenes(entry), min(batch_for_scenes(entry), max_batch))
-
-
-def choose(found: Sequence[Measurement], default: Measurement | None) -> Measurement:
-    """Returns the fastest measurement that beats ``default`` by more than the spread of the rounds, or ``default``."""
-    if default is not None:
-        found = [default, *(each for each in found if each.ratio - default.ratio > max(each.spread, default.spread))]
-    return max(found, key=lambda each: each.ratio)
 
 
 def _select_engines(bundle: Bundle, engines: Sequence[str]) -> list[EngineEntry]:
@@ -173,65 +135,11 @@ def _find_candidates(
 def _measure(
     bundle: Bundle, candidates: list[Candidate], seconds: float, log: EventLog
 ) -> tuple[list[Measurement], list[NotRun]]:
-    """Measures all candidates in small groups, each in alternating rounds with the default.
-
-    ``seconds``: measuring time per engine.
-    """
+    """Measures all candidates beside the first engine's usual setting; ``seconds``: measuring time per engine."""
     usual = usual_setting(candidates[0].entry, bundle.manifest.interface.max_batch)
     default = next(each for each in candidates if each.setting == usual)  # of the first engine
     others = [each for each in candidates if each is not default]
-    groups = [others[start : start + _PARALLEL - 1] for start in range(0, len(others), _PARALLEL - 1)] or [[]]
-    engines = len({each.entry.name for each in candidates})
-    share = max(_MIN_SECONDS, seconds * engines / (len(others) + len(groups)))
-    comparison = _Comparison(bundle, default, share)
-    for number, group in enumerate(groups, 1):
-        log.info(f"measuring, {number} of {len(groups)}: {'; '.join(each.label() for each in (default, *group))}")
-        comparison.measure(group)
-    return comparison.measurements(), comparison.failed
-
-
-class _Comparison:
-    """Measures candidates together with the default, each in its own process and for ``seconds``."""
-
-    def __init__(self, bundle: Bundle, default: Candidate, seconds: float) -> None:
-        self._bundle, self._default, self._seconds = bundle, default, seconds
-        self._rounds: list[float] = []  # of the default
-        self._found: list[Measurement] = []
-        self.failed: list[NotRun] = []
-
-    def measure(self, group: Sequence[Candidate]) -> None:
-        """Measures ``group``. If that fails, measures its candidates one by one: one of them may exhaust the memory."""
-        tasks = [self._task(each) for each in (self._default, *group)]
-        try:
-            default, *others = (timing.rounds for timing in measure(tasks, self._seconds, rounds=ROUNDS))
-        except MisgnetError as error:
-            if len(group) < 2:
-                self.failed += [NotRun(each.label(), str(error)) for each in group or (self._default,)]
-            else:
-                for each in group:
-                    self.measure([each])
-            return
-        self._rounds += default
-        self._found += [_measurement(each, rounds, default) for each, rounds in zip(group, others, strict=True)]
-
-    def measurements(self) -> list[Measurement]:
-        """Returns the measurements, the default's first; raises MisgnetError if there are none."""
-        if not self._rounds:
-            raise MisgnetError(f"nothing could be measured: {self.failed[-1].reason}")
-        return [_measurement(self._default, self._rounds, self._rounds), *self._found]
-
-    def _task(self, candidate: Candidate) -> Task:
-        execution = ExecutionOptions(streams=candidate.setting.streams, batch=candidate.setting.batch)
-        return task_of(self._bundle, candidate.entry, execution, _WARM_UP_SECONDS)
-
-
-def _measurement(candidate: Candidate, rounds: list[float], default: list[float]) -> Measurement:
-    """Returns the measurement of a candidate. ``rounds``, ``default``: pairs/s of the alternating rounds."""
-    first, median, third = np.percentile(np.divide(rounds, default), (25, 50, 75))
-    return Measurement(
-        engine=candidate.entry.name, setting=candidate.setting, pairs_per_second=statistics.median(rounds),
-        ratio=float(median), spread=float(third - first), rounds=rounds,
-    )  # fmt: skip
+    return compare(bundle, default, others, seconds * len({each.entry.name for each in candidates}), log)
 
 
 def _tuning_of(bundle: Bundle, measurements: Sequence[Measurement]) -> Tuning:

@@ -168,6 +168,24 @@ class PrivateFolder:
         with self._opened() as folder, suppress(FileNotFoundError):
             folder.remove(name)
 
+    def make_room(self, suffix: str, size: int, limit: int) -> None:
+        """Removes what killed processes left, and the oldest files with ``suffix`` until ``size`` bytes more fit.
+
+        ``limit``: the most bytes that all files with ``suffix`` may have. Call it while the folder is ``locked``.
+        """
+        found = []
+        for name in self.names():
+            if name.startswith("."):
+                self.remove(name)
+            elif name.endswith(suffix):
+                status = (self.path / name).stat()
+                found.append((status.st_mtime_ns, name, status.st_size))
+        total = size + sum(length for _, _, length in found)
+        for _, name, length in sorted(found):
+            if total > limit:
+                self.remove(name)
+                total -= length
+
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:
         """Locks the folder within the block; waits if another process holds the lock, and logs that.

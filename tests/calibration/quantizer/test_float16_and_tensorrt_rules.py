@@ -29,6 +29,9 @@ def quantized(recipe=TENSORRT, maxima: dict[str, float] | None = None) -> onnx.M
     return quantize(model, recipe, dict.fromkeys(names, Range(-4.0, 4.0)), maxima or {}).model
 
 
+OUTPUTS = {"encoder_relu"}  # of two_branch: a LayerNorm reads the tokens of that map
+
+
 def maker(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto:
     return next(node for node in model.graph.node if tensor in node.output)
 
@@ -41,18 +44,18 @@ def set_constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
 def test_tensorrt_graph_satisfies_the_rules_and_compiles():
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     model = quantized()
-    check_tensorrt_rules(model)
+    check_tensorrt_rules(model, outputs=OUTPUTS)
     plan = compile_plan(
         model.SerializeToString(), PlanOptions(vendor="rtx", compute_capabilities=("sm86",), profiles=((1, 4, 4),))
     )
     assert plan.data
-    assert plan.quantize_layers == 6
-    assert plan.dequantize_layers == 6 + 5, "two products share one weight"
+    assert plan.quantize_layers == 7
+    assert plan.dequantize_layers == 7 + 5, "two products share one weight"
 
 
 def test_cpu_graph_breaks_the_rules():
     with pytest.raises(GateFailed, match="must have INT8 zero points, but has UINT8"):
-        check_tensorrt_rules(quantized(CPU))
+        check_tensorrt_rules(quantized(CPU), outputs=OUTPUTS)
     check_numbers(quantized(CPU))
 
 
@@ -79,6 +82,10 @@ def wrong_axis(model: onnx.ModelProto) -> None:
     next(a for a in maker(model, "linear_w_dq_half").attribute if a.name == "axis").i = 0
 
 
+def float_reader_of_an_output(model: onnx.ModelProto) -> None:
+    maker(model, "encoder_flat").input[0] = "encoder_relu"
+
+
 def images_read_as_uint8(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Identity", ["before"], ["moved"], "mover"))
 
@@ -94,6 +101,7 @@ def setting(name: str, value: np.ndarray) -> Callable[[onnx.ModelProto], None]:
         (quantized_bias, "Conv 'backbone.block/Conv_encoder_conv' must dequantize .* no bias"),
         (residual, "is read by Add 'backbone.block/Add_encoder_sum', which must stay float"),
         (wrong_axis, r"must have scales \(128,\) along axis 1"),
+        (float_reader_of_an_output, "'backbone.block/Conv_encoder_conv', which is also read unquantized by .*flat"),
         (images_read_as_uint8, "Identity 'mover' reads uint8"),
         (setting("encoder_gelu_zero", np.int8(3)), "has zero points other than 0"),
         (setting("encoder_gelu_scale_half", np.float16(0)), r"has scales from 0\.0 to 0\.0; they must be"),
@@ -107,7 +115,19 @@ def test_every_broken_rule_is_reported_with_its_node(damage, message):
     model = quantized()
     damage(model)
     with pytest.raises(GateFailed, match=message):
+        check_tensorrt_rules(model, outputs=OUTPUTS)
+
+
+def test_output_is_dequantized_by_any_operator_only_where_it_was_placed() -> None:
+    model = quantized()
+    check_tensorrt_rules(model, outputs=OUTPUTS)
+    with pytest.raises(GateFailed, match="is read by Reshape .*Reshape_encoder_flat', which must"):
         check_tensorrt_rules(model)
+
+
+def test_only_a_quantized_convolution_has_an_int8_output() -> None:
+    with pytest.raises(GateFailed, match="quantizes 'encoder_stem_relu' as an output, which no quantized convolution"):
+        check_tensorrt_rules(quantized(), outputs={*OUTPUTS, "encoder_stem_relu"})
 
 
 def test_activation_beyond_float16_is_rejected():
@@ -143,7 +163,7 @@ def test_dequantizers_have_the_type_of_their_reader():
     assert types["encoder_second"] == types["decoder_one"] == {TensorProto.FLOAT16}
     readers = {n.op_type for n in graph.nodes for x in n.input
                if x in graph.producer and graph.producer[x].op_type == "DequantizeLinear"}  # fmt: skip
-    assert readers == {"Conv", "MatMul"}, "a Cast in between would prevent INT8 kernels"
+    assert readers == {"Conv", "MatMul", "Reshape"}, "a Cast in between would prevent INT8 kernels"
 
 
 def test_tensor_read_in_both_types_is_dequantized_twice():
@@ -190,6 +210,26 @@ def test_cast_precedes_its_first_reader_and_is_shared():
     casts = [(n.input[0], n.output[0]) for n in model.graph.node if n.op_type == "Cast"]
     assert casts == [("a", "a_half"), ("b", "b_single"), ("c", "c_single"), ("d", "d_half"), ("y_half", "y")]
     assert "scales" in maker(model, "y_half").input, "the scales of Resize stay float32"
+
+
+def test_moved_values_keep_their_type():
+    text = """g (float[batch,4,8,8] x) => (float[batch,32,16] y) {
+        a = Relu (x)  b = Transpose <perm = [0, 2, 3, 1]> (a)  c = Reshape (b, sizes)  d = Exp (c)
+        e = Reshape (d, sizes)  f = Concat <axis = 1> (c, e)  y = Sqrt (f) }"""
+    keep = ["a/Relu_a", "d/Exp_d"]
+    graph = Graph(to_float16(parsed(text, {"sizes": np.array([-1, 16, 16], np.int64)}), keep))
+    assert {graph.elem_type(name) for name in "abcdef"} == {TensorProto.FLOAT}
+    casts = [(n.input[0], n.output[0]) for n in graph.nodes if n.op_type == "Cast"]
+    assert casts == [("f", "f_half"), ("y_half", "y")]
+
+
+def test_values_of_both_types_are_joined_in_float16():
+    text = """g (float[batch,16] x) => (float[batch,48] y) {
+        a = Relu (x)  b = Exp (x)  c = Concat <axis = 1> (a, b, constant)  y = Sqrt (c) }"""
+    model = to_float16(parsed(text, {"constant": np.ones((1, 16), np.float32)}), ["a/Relu_a"])
+    graph = Graph(model)
+    assert [graph.elem_type(name) for name in maker(model, "c").input] == [TensorProto.FLOAT16] * 3
+    assert graph.elem_type("a") == TensorProto.FLOAT
 
 
 def test_only_weights_are_stored_as_float16():

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from misgnet_calibration.onnx_graph.graph import Graph
-from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites
+from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites, weighted
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import (
     CPU,
@@ -18,6 +18,7 @@ from misgnet_calibration.quantizer.recipes import (
     CPU_VNNI,
     OPENVINO,
     RECIPES,
+    RTX,
     TENSORRT,
     TENSORRT_FP16,
     Recipe,
@@ -59,7 +60,46 @@ def test_rules_select_the_expected_operators(recipe: Recipe) -> None:
         "Add_encoder_sum": "residual sum", "Gelu_encoder_gelu": "transcendental",
         "Reshape_encoder_flat": "not weighted",
     }  # fmt: skip
+    if recipe is RTX:  # its encoder stays float
+        expected = dict.fromkeys(expected, "encoder") | {"MatMul_decoder_one": "linear layer"}
     assert {name: found[name].rule.name for name in expected} == expected
+
+
+def network(names: dict[str, str]) -> Graph:
+    """Makes operators in the modules of the network: sr, patch embedding, attention, MLPs and two of the decoder."""
+    text = """g (float[batch,32,8,8] x, float[batch,64,32] t) => (float[batch,32,8,8] last, float[batch,64,32] k) {
+        sr = Conv (x, w)  flat = Reshape (sr, rows)  n = LayerNormalization (flat, one, one)  k = MatMul (n, square)
+        embed = Conv (x, w)  fc1 = Conv (x, w)  fc2 = Conv (fc1, w)  wide = Conv (x, w)
+        fine = Conv (x, w)  relu = Relu (fine)  next = Conv (relu, w)  sum = Add (next, relu)
+        all = Sum (sum, embed, fc2, wide)  last = Conv (all, small) }"""
+    constants = {
+        "w": np.ones((32, 32, 1, 1), np.float32), "small": np.ones((32, 32, 1, 1), np.float32),
+        "square": np.ones((32, 32), np.float32), "one": np.ones(32, np.float32), "rows": np.array([-1, 64, 32]),
+    }  # fmt: skip
+    return Graph(parsed(text, constants, names))
+
+
+MODULES = {
+    "sr": "backbone.block1.0.attn.sr", "n": "backbone.block1.0.attn.norm", "k": "backbone.block1.0.attn.kv",
+    "embed": "backbone.patch_embed2.proj", "fc1": "backbone.block3.0.mlp.fc1", "fc2": "backbone.block3.0.mlp.fc2",
+    "wide": "backbone.block2.1.mlp.fc1", "fine": "decode1.conv3", "next": "decode3.conv_d1", "last": "final2.0.conv",
+}  # fmt: skip
+
+
+def test_tensorrt_quantizes_what_stays_int8_and_rtx_only_the_decoder() -> None:
+    graph = network(MODULES)
+    decisions = {node.name: node.output[0] for node in graph.nodes}
+    chosen = {r.name: {decisions[p.node] for p in quantizer_sites(graph, r)} for r in (TENSORRT, RTX)}
+    assert chosen["rtx"] == {"fine", "next", "last"}
+    assert chosen["tensorrt"] == {"sr", "embed", "fc1", "fc2", "fine", "next", "last"}
+    found = {decisions[p.node]: p.rule.name for p in placements(graph, TENSORRT)}
+    assert (found["k"], found["wide"]) == ("linear layer of attention", "wide MLP")
+
+
+def test_outputs_are_int8_where_an_int8_operator_or_a_layer_norm_reads_them() -> None:
+    graph = network(MODULES)
+    outputs = {r.name: {p.output for p in weighted(quantizer_sites(graph, r)) if p.output} for r in (TENSORRT, RTX)}
+    assert outputs == {"tensorrt": {"sr", "fc1", "relu"}, "rtx": set()}
 
 
 def test_products_of_activations_groups_few_positions_and_gemm_stay_float() -> None:
@@ -125,7 +165,9 @@ def test_first_matching_rule_applies() -> None:
 def test_number_formats_differ_by_engine() -> None:
     assert (CPU.weight_bits, CPU_VNNI.weight_bits) == (7, 8)
     assert CPU_ARM.symmetric_activations and not CPU_VNNI.symmetric_activations
-    assert not OPENVINO.quantize_conv_outputs and not TENSORRT.quantize_bias and TENSORRT.symmetric_activations
+    assert not TENSORRT.quantize_bias and TENSORRT.symmetric_activations
+    assert (CPU.conv_outputs, OPENVINO.conv_outputs) == ("int8", "float")
+    assert (TENSORRT.conv_outputs, RTX.conv_outputs) == ("chained", "float")
 
 
 def test_fp16_recipe_quantizes_nothing() -> None:
@@ -135,5 +177,5 @@ def test_fp16_recipe_quantizes_nothing() -> None:
     precisions = {recipe.name: recipe.precision for recipe in RECIPES}
     assert precisions == {
         "cpu": "int8", "cpu-vnni": "int8", "cpu-arm": "int8", "openvino": "int8", "tensorrt": "int8+float16",
-        "tensorrt-fp16": "float16",
+        "rtx": "int8+float16", "tensorrt-fp16": "float16",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from misgnet_calibration.onnx_graph import Graph, copied
-from misgnet_export.graph.algebra import REWRITES, rewrite
+from misgnet_export.graph.algebra import GPU_REWRITES, REWRITES, rewrite
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph, with_shapes
 from misgnet_runtime.bundle import Interface
@@ -23,6 +24,8 @@ from support.golden import make_network
 SEED = 20260103
 TILE = 64
 RAW = Interface(TILE, 8, "uint8", "probability")  # pixels in and one probability out: every rewrite has work
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+ONLY_FOR_GPUS = [step for step in GPU_REWRITES if step not in REWRITES]
 STAGE_NORMS = tuple(f"network.backbone.norm{stage}.weight" for stage in (1, 2, 3))
 
 
@@ -44,10 +47,10 @@ def _simplified() -> onnx.ModelProto:
 
 
 @cache
-def stages(norm: float) -> tuple[onnx.ModelProto, ...]:
+def stages(norm: float, steps: tuple[Rewrite, ...] = REWRITES) -> tuple[onnx.ModelProto, ...]:
     """Returns the simplified graph, and the graph after each rewrite."""
     found = [simplified(norm)]
-    for step in REWRITES:
+    for step in steps:
         found.append(with_shapes(step(found[-1])))
     return tuple(found)
 
@@ -72,6 +75,28 @@ def test_logits_change_only_by_float32_rounding(index: int, norm: float) -> None
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("norm", [1, 4])
+@pytest.mark.parametrize("step", ONLY_FOR_GPUS, ids=[step.__name__ for step in ONLY_FOR_GPUS])
+def test_logits_of_a_gpu_graph_change_only_by_float32_rounding(step: Rewrite, norm: float) -> None:
+    index = GPU_REWRITES.index(step)
+    before, after = stages(norm, GPU_REWRITES)[index : index + 2]
+    expected, found = logits_of(before), logits_of(after)
+    assert len(Graph(after).nodes) != len(Graph(before).nodes)
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+def test_gpu_graph_keeps_what_tensorrt_fuses() -> None:
+    before, after = Graph(simplified(1)), Graph(rewrite(simplified(1), for_gpu=True))
+    operators = [node.op_type for node in after.nodes]
+    assert operators.count("Resize") == [node.op_type for node in before.nodes].count("Resize") == 7
+    of_head = [node for node in after.nodes if node.name.startswith("backbone.block1") and node.op_type == "MatMul"]
+    assert [node.name.split("/")[0].removeprefix("backbone.block1.") for node in of_head] == [
+        f"{block}.{part}" for block in (0, 1) for part in ("attn.q", "attn.kv", "attn", "attn")
+    ], "the last linear layer is a part of the values"
+    guidance = [node for node in after.nodes if node.name.startswith("MGLNet") and node.op_type == "MatMul"]
+    assert len(guidance) == 3 * 9, "nodes of the pixels, and products with weights of the nodes"
+
+
 def test_norm_factor_4_is_another_network() -> None:
     first, second = logits_of(simplified(1)), logits_of(simplified(4))
     assert np.abs(first - second).max() > 0.01 * first.std()
@@ -79,3 +104,4 @@ def test_norm_factor_4_is_another_network() -> None:
 
 def test_all_rewrites_together_are_the_last_stage() -> None:
     assert rewrite(simplified(1)).graph.node == stages(1)[-1].graph.node
+    assert rewrite(simplified(1), for_gpu=True).graph.node == stages(1, GPU_REWRITES)[-1].graph.node

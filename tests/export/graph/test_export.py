@@ -13,7 +13,7 @@ import onnx
 
 from misgnet.evaluation import predict_probability
 from misgnet_calibration.onnx_graph.graph import Graph, interpolates, scope
-from misgnet_calibration.quantizer.float16 import float32_reasons
+from misgnet_calibration.quantizer.float16 import float32_reasons, to_float16
 from misgnet_calibration.quantizer.placement import placements
 from misgnet_calibration.quantizer.recipes import RECIPES, Recipe
 from misgnet_export.graph.algebra import rewrite
@@ -115,12 +115,23 @@ def test_rewritten_graph_transposes_only_narrow_tensors() -> None:
 
 def test_guidance_of_both_dates_is_one_chain() -> None:
     nodes = guidance_of(rewritten())
-    assert len(nodes) <= 230 and len(rewritten().graph.node) <= 540
+    assert len(nodes) <= 330 and len(rewritten().graph.node) <= 640
     operators = [node.op_type for node in nodes]
-    assert operators.count("MatMul") == 3 * 26 and operators.count("Softmax") == 3 * 8
+    assert operators.count("MatMul") == 3 * 12, "products with two to eight rows are sums"
+    assert operators.count("Softmax") == 3 * 8
     assert operators.count("Clip") == 3 * 3, "guards of empty nodes and of both norms"
     assert {node.domain for node in rewritten().graph.node} == {""}
     assert [(entry.domain, entry.version) for entry in rewritten().opset_import] == [("", 20)]
+
+
+def test_casts_of_the_float16_graph_are_at_the_borders_of_the_guidance() -> None:
+    graph = Graph(to_float16(rewritten(), ()))
+    casts = [node for node in graph.nodes if node.op_type == "Cast"]
+    read = [graph.producer[node.input[0]] for node in casts if node.input[0] in graph.producer]
+    assert read[0].op_type == "Concat", "the images of both dates"
+    assert sum(scope(node).startswith("backbone") for node in read) == 3, "the maps that the guidance reads"
+    assert sum(scope(node).startswith("MGLNet") for node in read) == 3, "the maps that it writes"
+    assert len(casts) == 8 and scope(read[-1]).startswith("final2"), "and the logits"
 
 
 def test_guidance_reads_each_map_of_both_dates_once() -> None:

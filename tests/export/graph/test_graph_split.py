@@ -21,6 +21,7 @@ from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.statistics.observers import Range
+from misgnet_export.evidence import decode_plan_record
 from misgnet_export.graph.half import with_half_features
 from misgnet_export.graph.split import SplitGraph, split_graph
 from misgnet_export.pipeline import compile as engines
@@ -28,10 +29,11 @@ from misgnet_export.pipeline import split as splitting
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.result import GraphFile, WrittenGraph
 from misgnet_export.pipeline.split import split_graphs
-from misgnet_runtime.bundle.manifest import Interface, SplitEntry
+from misgnet_runtime.bundle.manifest import Interface, PlanProfile, SplitEntry
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOptions
+from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanLayers, PlanOptions
+from misgnet_runtime.engines.tensorrt.layers import Kernel, ProfileLayers
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.split_detector import SplitDetector
@@ -40,6 +42,7 @@ from support.builds import context_of, request_of
 from support.graphs import SIDE, images, parsed, two_stage, write_tiles
 
 INTERFACE = Interface(SIDE, 4)
+KERNEL = Kernel("k", "decode1", "move", "float16", 0, 10, 20)
 NO_NETWORK: Any = None  # none of these targets converts it
 REQUEST = request_of(tile=SIDE, split=True)
 RECIPES = pytest.mark.parametrize(
@@ -299,7 +302,13 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
             vendor="rtx", vendor_version="1.2", compute_capabilities=("sm86",), platform="linux-x86_64"
         )
         return Plan(
-            data=b"plan of " + graph, compatibility=bound, seconds=1.0, layers=3, quantize_layers=0, dequantize_layers=0
+            data=b"plan of " + graph,
+            compatibility=bound,
+            seconds=1.0,
+            network_layers=3,
+            quantize_layers=0,
+            dequantize_layers=0,
+            layers=PlanLayers([ProfileLayers([KERNEL] * count, 100 * count) for count in (1, 2)]),
         )
 
     monkeypatch.setattr(engines, "compile_plan", compile_plan)
@@ -317,6 +326,10 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
     assert float_entry.split is None
     assert entry.split == SplitEntry("engines/rtx-sm86-int8_encoder.plan", "engines/rtx-sm86-int8_head.plan", *parts)
     assert (tmp_path / entry.split.head).read_bytes() == b"plan of int8_head"
+    assert entry.profiles == [PlanProfile((1, 1, 1), 100, 1, 30), PlanProfile((4, 4, 4), 200, 2, 60)]
+    records = [decode_plan_record(path.name, path.read_bytes()) for path in (tmp_path / "evidence").iterdir()]
+    assert {record.part for record in records} == {"whole", "encoder", "head"}
+    assert {record.precision for record in records} == {"int8+float16"}
     assert [graph for graph, _ in compiled] == [b"int8", b"int8_encoder", b"int8_head"]
     assert {o.profiles for _, o in compiled} == {((1, 1, 1), (4, 4, 4))}
     assert [name for name, *_ in log.done] == [

@@ -143,7 +143,11 @@ def test_plan_for_all_batches_is_compiled_for_the_server(
     assert config.max_batch_size == INTERFACE.max_batch and config.backend == "tensorrt"
     plan = json.loads((tmp_path / f"models/misgnet-{entry.name}/1/model.plan").read_bytes())
     assert plan["version"] == "10.16.1"
-    assert [shape[0] for shape in plan["profile"]["before"]] == [1, min(4, INTERFACE.max_batch), INTERFACE.max_batch]
+    assert [shape[0] for shape in plan["profiles"][0]["before"]] == [
+        1,
+        min(4, INTERFACE.max_batch),
+        INTERFACE.max_batch,
+    ]
 
 
 def test_compiled_plan_must_reproduce_the_golden_tiles_and_pass_the_gate(

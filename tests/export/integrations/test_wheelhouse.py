@@ -73,7 +73,9 @@ def test_lists_consist_of_the_projects_own_requirements(name: PlatformName) -> N
     assert len(set(names)) == len(names) and needed - {"tomli"} <= set(names)
     assert ("tomli" in names) == (PLATFORMS[name].python == "3.10") and not any(";" in line for line in listed)
     cuda = "12" if name in ("jetpack6", "x86-cuda12") else "13"
-    assert f"cuda-python=={cuda}.*,>=12.6" in listed
+    # JetPack 6 has a driver for CUDA 12.6, which the CUDA runtime in cuda-python 12.9 refuses.
+    more = "<12.9,==12.*,>=12.6,>=12.6.1" if name == "jetpack6" else f"=={cuda}.*,>=12.6"
+    assert f"cuda-python{more}" in listed
     assert [line for line in listed if "tensorrt" in line] == (
         [] if "jetpack" in name else [f"tensorrt-cu{cuda}<12,>=10.3"]
     )
@@ -123,6 +125,12 @@ def test_list_contains_install_commands_and_requirements(tmp_path: Path) -> None
     assert all(f"# {line}\n" in text for line in install_lines("jetpack6"))
     assert "venv --system-site-packages venv" in text and "--no-index --find-links ." in text
     assert "numpy>=1.26\n" in text and "Pillow>=12.3\n" in text
+
+
+def test_the_wheel_is_built_from_the_checkout_that_runs(tmp_path: Path) -> None:
+    run = Pip()
+    fill_wheelhouse("jetpack6", tmp_path, None, lambda _: None, run)
+    assert run.calls[0][-1] == str(ROOT)
 
 
 def test_existing_wheel_is_not_built_again(tmp_path: Path) -> None:

@@ -231,6 +231,11 @@ def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle_of_many_target
     entry = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86,sm89")
     assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
     assert (bundle_of_many_targets / entry.file).stat().st_size > 1_000_000
+    for profile in entry.profiles:
+        assert profile.kernels and profile.bytes_moved and profile.context_bytes
+    evidence = {path.name for path in (bundle_of_many_targets / "evidence").glob("plan_*.json")}
+    assert f"plan_{Path(entry.file).stem}.json" in evidence and len(evidence) % 3 == 0, "each plan is split"
+    assert entry.name in run("misgnet_export.cli", "inspect", bundle_of_many_targets, "--plan").stdout
     fp16 = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86-fp16")
     assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 

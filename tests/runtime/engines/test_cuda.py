@@ -257,8 +257,7 @@ def test_the_threads_previous_device_is_restored() -> None:
 
 
 def test_a_missing_driver_is_reported_with_its_error() -> None:
-    message = "cudaGetDeviceCount failed: cudaErrorNoDevice; install or update the NVIDIA driver"
-    with pytest.raises(UnavailableError, match=message):
+    with pytest.raises(UnavailableError, match="cudaGetDeviceCount failed: cudaErrorNoDevice"):
         CudaPython(FakeRuntime(Status.cudaErrorNoDevice))
     with pytest.raises(UnavailableError, match="pycuda found no usable CUDA driver: no CUDA-capable device"):
         PyCuda(FakePyCuda("no CUDA-capable device"))
@@ -282,10 +281,64 @@ def test_if_no_library_is_installed_the_error_has_the_install_commands(monkeypat
 def test_the_installed_library_is_opened(
     monkeypatch: pytest.MonkeyPatch, installed: str, library: Any, expected: str
 ) -> None:
+    install(monkeypatch, {installed: library})
+    assert open_driver().library == expected
+
+
+def install(monkeypatch: pytest.MonkeyPatch, libraries: dict[str, Any]) -> None:
     def find(name: str) -> Any:
-        if name == installed:
-            return library
-        raise ImportError(name)
+        if name in libraries:
+            return libraries[name]
+        raise ImportError(f"No module named '{name}'")
 
     monkeypatch.setattr(importlib, "import_module", find)
-    assert open_driver().library == expected
+
+
+TOO_OLD = Status.cudaErrorInsufficientDriver
+
+
+def test_pycuda_is_opened_if_cuda_python_finds_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on JetPack 6 with cuda-python 12.9, whose CUDA runtime is newer than the driver."""
+    install(monkeypatch, {"cuda.bindings.runtime": FakeRuntime(TOO_OLD), "pycuda.driver": FakePyCuda()})
+    assert open_driver().library == "pycuda"
+
+
+@pytest.mark.parametrize(
+    ("pycuda", "reason"),
+    [
+        ({"pycuda.driver": FakePyCuda("no CUDA-capable device is detected")}, "no CUDA-capable device is detected"),
+        ({}, "No module named 'pycuda.driver'"),
+    ],
+)
+def test_if_no_library_finds_a_driver_the_error_has_all_reasons_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, pycuda: dict[str, Any], reason: str
+) -> None:
+    install(monkeypatch, {"cuda.bindings.runtime": FakeRuntime(TOO_OLD), **pycuda})
+    with pytest.raises(UnavailableError) as caught:
+        open_driver()
+    message = str(caught.value)
+    assert message.startswith("no CUDA driver can be used (cuda-python: CUDA cudaGetDeviceCount failed: ")
+    assert "cudaErrorInsufficientDriver; pycuda: " in message and reason in message
+    assert "install or update the NVIDIA driver" in message and "'cuda-python>=12.6.1,<12.9'" in message
+
+
+def test_if_only_pycuda_is_installed_and_finds_nothing_both_reasons_are_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, {"pycuda.driver": FakePyCuda("no CUDA-capable device is detected")})
+    with pytest.raises(UnavailableError, match=r"cuda-python: No module .*; pycuda: .*no CUDA-capable device"):
+        open_driver()
+
+
+@pytest.mark.parametrize(
+    ("open_library", "kind"), [(lambda gpu: gpu, FakeDriver), (CudaPython, FakeRuntime), (PyCuda, FakePyCuda)]
+)
+@pytest.mark.parametrize(("blocking", "wait"), [(True, "sleeps"), (False, "spins")])
+def test_threads_that_wait_for_an_event_sleep_or_spin(
+    open_library: Callable[[Any], CudaDriver], kind: Callable[[], Any], blocking: bool, wait: str
+) -> None:
+    library = kind()
+    fake: FakeDriver = getattr(library, "gpu", library)
+    driver = open_library(library)
+    event = driver.create_event(blocking=blocking)
+    assert fake.calls == [("create_event", wait)]
+    driver.destroy_event(event)
+    assert fake.empty

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from misgnet_runtime import machine
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.manifest import EngineEntry, PlanProfile
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import Engine, ExecutionOptions, TensorSpec, open_engine_file
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -156,16 +156,18 @@ class TestOnnxRuntimeOnCuda(Conformance):
 class TestTensorRT(Conformance):
     """TensorRT, with a fake of each version that behaves differently."""
 
-    @pytest.fixture(params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3]), ids=str)
+    DYNAMIC, STATIC = ((1, 4, MAX_BATCH),), ((1, 1, 1), (4, 4, 4))
+
+    @pytest.fixture(
+        params=itertools.product(["10.3.0", "10.16.1", "11.1.0", "rtx 1.7.1"], [1, 3], [DYNAMIC, STATIC]), ids=str
+    )
     def engine_of_kind(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
-        (version, streams), driver = request.param, FakeDriver("sm87")
+        (version, streams, profiles), driver = request.param, FakeDriver("sm87")
         vendor = "rtx" if version.startswith("rtx") else "tensorrt"
         module = fake_tensorrt.make_tensorrt(version.removeprefix("rtx "), driver, rtx=vendor == "rtx")
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        plan = compile_plan(
-            fake_tensorrt.model(), PlanOptions(vendor=vendor, profiles=((1, 4, MAX_BATCH),)), driver=driver
-        )
-        return open_plan(plan.data, vendor, driver, streams=streams)
+        plan = compile_plan(fake_tensorrt.model(), PlanOptions(vendor=vendor, profiles=profiles), driver=driver)
+        return open_plan(plan.data, vendor, driver, streams=streams, max_batch=MAX_BATCH)
 
 
 class TestTensorRTHere(Conformance):
@@ -173,11 +175,15 @@ class TestTensorRTHere(Conformance):
 
     __test__ = bool(gpu.DRIVERS)
 
-    @pytest.fixture(params=itertools.product(["tensorrt", "rtx"], gpu.DRIVERS, [1, 3]), ids=str)
+    @pytest.fixture(
+        params=itertools.product(["tensorrt", "rtx"], gpu.DRIVERS, [1, 3], [TestTensorRT.DYNAMIC, TestTensorRT.STATIC]),
+        ids=str,
+    )
     def engine_of_kind(self, request: pytest.FixtureRequest) -> Engine:
-        vendor, library, streams = request.param
+        vendor, library, streams, profiles = request.param
         try:
-            return open_plan(real_plan(vendor).data, vendor, gpu.DRIVERS[library], streams=streams)
+            plan = real_plan(vendor, profiles)
+            return open_plan(plan.data, vendor, gpu.DRIVERS[library], streams=streams, max_batch=MAX_BATCH)
         except UnavailableError as error:
             pytest.skip(str(error))
 
@@ -196,11 +202,9 @@ class TestOnnxRuntimeOnCudaHere(Conformance):
 
 
 @functools.cache
-def real_plan(vendor: str) -> Plan:
+def real_plan(vendor: str, profiles: tuple[tuple[int, int, int], ...]) -> Plan:
     """Compiles the graph that all kinds run with the real TensorRT, for this machine's GPU."""
-    return compile_plan(
-        (DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, profiles=((1, 4, MAX_BATCH),))
-    )
+    return compile_plan((DATA / "tiny_float.onnx").read_bytes(), PlanOptions(vendor=vendor, profiles=profiles))
 
 
 @pytest.mark.skipif(not gpu.DRIVERS, reason=f"no engine ran on a real GPU: {'; '.join(gpu.REASONS)}")
@@ -415,9 +419,31 @@ def test_engines_are_ranked_by_kind() -> None:
         entry("tensorrt", "tensorrt", "int8+float16"), CUDA,
     ]  # fmt: skip
     assert [e.name for e in ranked(entries, {})] == [
-        "tensorrt", "rtx-sm86", "rtx-sm86-fp16", "cuda", "openvino-int8-bf16", "openvino", "cpu-vnni", "cpu",
+        "tensorrt", "rtx-sm86-fp16", "rtx-sm86", "cuda", "openvino-int8-bf16", "openvino", "cpu-vnni", "cpu",
         "openvino-bf16", "cpu-float32",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "int8", "fp16", "first"),
+    [
+        ("rtx", 475, 292, "fp16"), ("rtx", 291, 292, "int8"), ("rtx", 292, 292, "fp16"), ("tensorrt", 475, 292, "fp16"),
+        ("tensorrt", 291, 292, "int8"), ("rtx", None, 292, "fp16"), ("rtx", 291, None, "fp16"),
+        ("tensorrt", None, 292, "int8"), ("tensorrt", None, None, "int8"),
+    ],
+)  # fmt: skip
+def test_of_two_plans_the_one_that_moves_fewer_bytes_comes_first(
+    kind: str, int8: int | None, fp16: int | None, first: str
+) -> None:
+    """Unknown bytes: INT8 first for TensorRT, FP16 first for TensorRT for RTX. Plans of other GPUs do not matter."""
+
+    def plan(name: str, precision: str, moved: int | None, gpu: str = "sm86") -> EngineEntry:
+        profiles = [PlanProfile((1, 1, 1), bytes_moved=moved), PlanProfile((4, 4, 4), bytes_moved=1)]
+        return replace(entry(name, kind, precision), profiles=profiles, compute_capabilities=[gpu])
+
+    entries = [plan("int8", "int8+float16", int8), plan("fp16", "float16", fp16), plan("x", "float16", 1, "sm120")]
+    for order in (entries, entries[::-1]):
+        assert next(each.name for each in ranked(order, {}) if each.name != "x") == first
 
 
 def test_cpu_engines_are_ranked_by_measured_speed() -> None:

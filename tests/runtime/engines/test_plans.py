@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.engines.tensorrt import Plan, PlanOptions, compile_plan, load_vendor
 from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, parse_version
+from misgnet_runtime.engines.tensorrt.builder import Build
 from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.engines.tensorrt.progress import Phases
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
@@ -89,9 +90,30 @@ def test_one_plan_is_compiled_for_two_capabilities(plan: Plan) -> None:
     assert plan.compatibility.compute_capabilities == ("sm86", "sm89")
     assert parse_version(plan.compatibility.vendor_version) >= (1, 2)
     assert (plan.quantize_layers, plan.dequantize_layers) == (2, 4)
-    assert plan.layers > 10
+    assert plan.network_layers > 10
     assert 0 < plan.seconds < 600
     assert plan.notes == ()
+
+
+def test_kernels_of_each_profile_are_read_from_the_builders_log() -> None:
+    options = PlanOptions(vendor="rtx", compute_capabilities=("sm86",), profiles=((1, 1, 1), (4, 4, 4)))
+    layers = compile_plan(tiny_graph(), options).layers
+    assert layers.note == ""
+    one, four = layers.profiles
+    image, result = 16 * 16 * 3, 2 * 16 * 16 * 32
+    macs = 16 * 16 * (16 * 4 * 3 * 3 + 16 * 32)  # the builder pads 3 channels to 4
+    for profile, batch in ((one, 1), (four, 4)):
+        total = profile.total()
+        assert 2 <= total.kernels <= 12
+        assert total.macs == batch * macs
+        assert total.bytes_moved and total.bytes_moved > batch * (image + result)
+        assert profile.context_bytes is not None
+
+
+def test_a_dynamic_profile_has_kernels_of_unknown_size(plan: Plan) -> None:
+    (profile,) = plan.layers.profiles
+    assert profile.total().kernels >= 2
+    assert profile.total().bytes_moved is None
 
 
 def test_capabilities_change_the_plan(plan: Plan) -> None:
@@ -104,11 +126,19 @@ def test_plan_is_compiled_with_all_options(plan: Plan) -> None:
     options = PlanOptions(
         vendor="rtx",
         compute_capabilities=("sm86",),
-        profiles=((2, 2, 2),),
+        profiles=((2, 2, 2), (4, 4, 4)),
         workspace_bytes=1 << 28,
         optimization_level=1,
     )
     assert compile_plan(tiny_graph(), options).data
+
+
+def test_float32_products_are_not_rounded_to_tf32() -> None:
+    module = load_vendor("rtx")
+    build = Build(module, RTX)
+    assert build._config.get_flag(module.BuilderFlag.TF32), "it is on by default"
+    build.configure()
+    assert not build._config.get_flag(module.BuilderFlag.TF32)
 
 
 def test_rtx_does_not_use_a_timing_cache(tmp_path: Path) -> None:

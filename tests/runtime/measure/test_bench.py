@@ -21,9 +21,10 @@ from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.cli.bench import lines, tables
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
+from misgnet_runtime.inference.comparison import NotRun
 from misgnet_runtime.inference.throughput import RailEnergy, Timing, WarmUp
 from misgnet_runtime.measure.bench import run as run_module
-from misgnet_runtime.measure.bench.matrix import NotRun, RunsHere, make_matrix, tasks_of
+from misgnet_runtime.measure.bench.matrix import RunsHere, make_matrix, tasks_of
 from misgnet_runtime.measure.bench.options import BenchOptions
 from misgnet_runtime.measure.bench.report import (
     BenchReport,

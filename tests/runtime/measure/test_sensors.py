@@ -12,13 +12,22 @@ import pytest
 from misgnet_runtime import machine
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.machine import read_int, read_text
-from misgnet_runtime.measure.sensors.clocks import Clock, DeviceState, read_state, summary, throttling, watch_state
+from misgnet_runtime.measure.sensors.clocks import (
+    Clock,
+    DeviceState,
+    read_state,
+    summary,
+    throttling,
+    warn_if_clocks_float,
+    watch_state,
+)
 from misgnet_runtime.measure.sensors.ina3221 import find_ina3221
 from misgnet_runtime.measure.sensors.nvidia import find_nvml
 from misgnet_runtime.measure.sensors.nvpmodel import power_mode
 from misgnet_runtime.measure.sensors.power import Energy, count_energy, find_meters
 from misgnet_runtime.measure.sensors.rapl import find_rapl
 from support.fake_nvml import FakeNvml
+from support.logs import Collected
 
 Program = Callable[[str, str], None]
 CPU = "sys/devices/system/cpu"
@@ -339,3 +348,16 @@ def test_a_board_is_described_by_its_model(tmp_path: Path) -> None:
     assert machine.available_memory(tmp_path) == 2 << 20
     plain = machine.describe_machine(tmp_path / "nowhere")
     assert "model" not in plain and "jetson_linux" not in plain
+
+
+def test_floating_clocks_of_a_jetson_are_reported_in_one_line(tmp_path: Path) -> None:
+    logged = Collected()
+    warn_if_clocks_float(logged.log, tmp_path)  # no Jetson
+    warn_if_clocks_float(logged.log, tree(tmp_path / "floating", ORIN))
+    fixed = {
+        "etc/nv_tegra_release": ORIN["etc/nv_tegra_release"], **devfreq("17000000.gpu", 2, 2, 2),
+        **policy(0, "0 1", (2_000_000, 2_000_000, 2_000_000), "schedutil"),
+    }  # fmt: skip
+    warn_if_clocks_float(logged.log, tree(tmp_path / "fixed", fixed))
+    (line,) = logged.warnings
+    assert "GPU are not fixed" in line and "sudo nvpmodel -m MODE" in line and "sudo jetson_clocks" in line

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from misgnet_runtime import log, open_bundle
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.manifest import EngineEntry, PlanProfile
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.app import out_console
@@ -23,16 +23,15 @@ from misgnet_runtime.cli.info import bundle_figures
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import GateFailed, MisgnetError, StorageError, UnavailableError, UsageError
-from misgnet_runtime.inference import self_test, tuned
+from misgnet_runtime.inference import comparison, self_test, tuned
+from misgnet_runtime.inference.comparison import choose
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.inference.split_detector import choose_split
-from misgnet_runtime.inference.throughput import Task, Timing
 from misgnet_runtime.inference.tuned import Measurement, OptimiseFor, Scope, Setting, Tuning, keep, kept, prepare
 from misgnet_runtime.jobs.compile import run as compile_run
 from misgnet_runtime.jobs.compile.run import CompileOptions, compile_bundle
 from misgnet_runtime.jobs.journal import Raw, open_journal
-from misgnet_runtime.measure import tune as tune_module
-from misgnet_runtime.measure.tune import TuneReport, choose, settings_of, tune_bundle
+from misgnet_runtime.measure.tune import TuneReport, settings_of, tune_bundle
 from misgnet_runtime.storage.private import PrivateFolder, cache_folder
 from support.bundles import (
     FLOAT,
@@ -49,13 +48,13 @@ from support.bundles import (
 from support.commands import exit_code
 from support.device_bundles import DEVICE, device_bundle
 from support.fake_cuda import FakeDriver
+from support.fake_measure import fake_measure
 from support.fake_tensorrt import make_tensorrt
 
 OPENVINO = EngineEntry("openvino", "openvino", FLOAT.file, FLOAT.file, "float32", "any")
 GPU = msgspec.structs.replace(DEVICE, batches=(1, 2, 4))
 MANY = Setting(2, 1)
 Run = Callable[..., tuple[int, str, str]]
-Speeds = Callable[[Task], "float | list[float] | None"]
 
 
 @pytest.fixture(autouse=True)
@@ -82,25 +81,6 @@ def a_tuning(bundle: Bundle, engine: str = FLOAT.name, **changes: Any) -> Tuning
     return Tuning(**found | changes)
 
 
-def fake_measure(monkeypatch: pytest.MonkeyPatch, speeds: Speeds) -> list[list[Task]]:
-    """Replaces measuring: ``speeds`` returns the speed of a task, the speeds of its rounds, or None to fail it."""
-    calls: list[list[Task]] = []
-
-    def measure(tasks: Sequence[Task], seconds: float, *, rounds: int) -> list[Timing]:
-        calls.append(list(tasks))
-        found = []
-        for task in tasks:
-            if (speed := speeds(task)) is None:
-                raise MisgnetError(f"the benchmark of {task.name} at batch {task.batch} ended early: no message")
-            of_rounds = speed if isinstance(speed, list) else [speed] * rounds
-            timing = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "pairs_per_second"), 1.0)
-            found.append(Timing(engine=task.name, precision="", batch=task.batch, calls=9, rounds=of_rounds, **timing))
-        return found
-
-    monkeypatch.setattr(tune_module, "measure", measure)
-    return calls
-
-
 # Measuring
 
 
@@ -111,6 +91,12 @@ def test_a_cpu_is_measured_with_one_stream_and_with_one_per_core() -> None:
 def test_a_gpu_is_measured_at_the_batches_of_its_plan() -> None:
     found = settings_of(msgspec.structs.replace(DEVICE, batches=(1, 2, 16)), 8)
     assert found == [Setting(streams, batch) for batch in (1, 2, 4, 8) for streams in (1, 2, 4)]
+
+
+def test_a_gpu_is_measured_at_the_batches_of_its_plans_profiles() -> None:
+    profiles = [PlanProfile((size, size, size)) for size in (1, 4)]
+    found = settings_of(msgspec.structs.replace(DEVICE, profiles=profiles), 16)
+    assert found == [Setting(streams, batch) for batch in (1, 4) for streams in (1, 2, 4)]
 
 
 def test_settings_are_measured_beside_the_default_in_small_groups(
@@ -125,7 +111,7 @@ def test_settings_are_measured_beside_the_default_in_small_groups(
     assert [(run.engine, "sm86" in run.reason or "CUDA" in run.reason) for run in report.not_run] == [
         ("rtx-sm86", True)
     ]
-    monkeypatch.setattr(tune_module, "_PARALLEL", 2)
+    monkeypatch.setattr(comparison, "_PARALLEL", 2)
     calls.clear()
     assert len(tune_bundle(bundle.path).tuning.measurements) == 4
     assert [[task.name for task in tasks] for tasks in calls] == [["cpu", "cpu"], *[["cpu", "cpu-float32"]] * 2]
@@ -476,7 +462,10 @@ def test_an_open_bundle_reports_tuned_settings(bundle: Bundle) -> None:
     [
         ({"--batch": "4"}, "tune chooses --batch unless they are given: pass --batch 1 to resume, or start over"),
         ({"--batch": "4", "--streams": "1"}, "--batch and --streams unless .* pass --batch 1 --streams 2 to resume"),
-        ({"the engine": "cpu-float32 on CPU", "--batch": "4"}, "pass --batch 1 --engine cpu to resume"),
+        (
+            {"the engine": "cpu-float32 on CPU", "--batch": "4"},
+            "tune or compile chooses .* pass --batch 1 --engine cpu to resume",
+        ),
         ({"the engine": "cpu on CPU (OpenVINO)"}, r"now it is cpu on CPU \(OpenVINO\); rerun the same command"),
         ({"--batch": "4", "--overlap": "16"}, "started with --batch 1, and now it is 4; rerun the same command"),
     ],
@@ -524,7 +513,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     assert "for one pair: cpu-float32, 1 stream, batch 1, 16.50 pairs/s" in out
     assert "for many pairs: cpu-float32, 4 streams, batch 1, 21.00 pairs/s" in out
     assert "rtx-sm86: not measured: " in out and "Medians of 7 alternating rounds" in out
-    assert "measuring, 1 of 1: cpu, 4 streams, batch 1; cpu, 1 stream, batch 1; " in err
+    assert "measuring for 120 s, 1 of 1: cpu, 4 streams, batch 1; cpu, 1 stream, batch 1; " in err
     found = msgspec.json.decode(report.read_bytes(), type=TuneReport)
     assert len(found.tuning.measurements) == 4 and Path(found.file).is_file()
     info = run("info", bundle.path)[1]
@@ -606,7 +595,7 @@ def test_an_interruption_keeps_the_stored_tuning(run: Run, bundle: Bundle, monke
     def measure(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune_module, "measure", measure)
+    monkeypatch.setattr(comparison, "measure", measure)
     code, _, err = run("tune", bundle.path)
     assert code == 130 and err.endswith("interrupted; nothing was left behind\n")
     assert path.read_bytes() == before
@@ -614,7 +603,7 @@ def test_an_interruption_keeps_the_stored_tuning(run: Run, bundle: Bundle, monke
 
 def test_real_processes_are_measured(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ROUNDS", 2), ("_WARM_UP_SECONDS", 0.1)):
-        monkeypatch.setattr(tune_module, name, value)
+        monkeypatch.setattr(comparison, name, value)
     found = tune_bundle(bundle.path, ["cpu", "cpu-float32"], 0.001).tuning
     assert {(each.engine, each.setting.streams) for each in found.measurements} == {
         (engine, streams) for engine in ("cpu", "cpu-float32") for streams in (1, 4)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import onnx
 
-from misgnet_export.graph.algebra.attention import fold_attention_scale, merge_single_head
+from misgnet_export.graph.algebra.attention import fold_attention_scale, fold_output_into_values, merge_single_head
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
 from misgnet_export.graph.algebra.resizes import resizes_as_products
+from misgnet_export.graph.algebra.sums import small_products_as_sums
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
 from misgnet_export.graph.simplify import with_shapes
 
-__all__ = ["REWRITES", "rewrite"]
+__all__ = ["GPU_REWRITES", "REWRITES", "rewrite"]
 
 # In this order: some find what an earlier one leaves.
 REWRITES = (
@@ -24,16 +25,30 @@ REWRITES = (
     tokens_channels_last,
     mlps_on_maps,  # finds what tokens_channels_last leaves
 )
+# For graphs that TensorRT compiles. It resizes the output and computes attention with one head in fused kernels.
+GPU_REWRITES = (
+    fold_normalisation,
+    fold_attention_scale,
+    fold_output_into_values,
+    merge_classes,
+    tokens_channels_last,
+    mlps_on_maps,
+    small_products_as_sums,
+)
 
 
-def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+def rewrite(model: onnx.ModelProto, *, for_gpu: bool = False) -> onnx.ModelProto:
     """Returns a simplified float graph with less work and the same function, up to float32 rounding.
 
     Each rewrite changes only the patterns it recognises.
 
+    Args:
+        model: The simplified graph.
+        for_gpu: Whether TensorRT compiles the graph; else engines of a CPU open it.
+
     Raises:
         InputError: The shape of a tensor cannot be inferred.
     """
-    for step in REWRITES:
+    for step in GPU_REWRITES if for_gpu else REWRITES:
         model = step(model)
     return with_shapes(model)

@@ -16,6 +16,7 @@ from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
 
 _MOVING = ("Reshape", "Transpose")
 _HEADS = (0, 2, 1, 3)  # between (B, N, heads, d) and (B, heads, N, d)
+_PARTS = (2, 0, 3, 1, 4)  # from (B, M, 2, heads, d), where 2 are the keys and the values, to (2, B, heads, M, d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,53 @@ def merge_single_head(model: onnx.ModelProto) -> onnx.ModelProto:
         if head is not None:
             _merge(rewriting, head)
     return rewriting.finish()
+
+
+def fold_output_into_values(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites (softmax(q K^T) (x Wv + bv)) Wp + bp as softmax(q K^T) (x (Wv Wp) + bv Wp + bp) if there is one head.
+
+    The attention weights of a token sum to 1, so the last bias can be added to the values. For engines with a fused
+    kernel of softmax(q K^T) V, which :func:`merge_single_head` would take apart.
+    """
+    rewriting = Rewriting(model)
+    for node in rewriting.graph.nodes:
+        head = _single_head(rewriting, node) if node.op_type == "Softmax" else None
+        source = _values_of(rewriting, head.mixed.input[1]) if head is not None else None
+        if head is not None and source is not None:
+            _fold_output(rewriting, head, source)
+    return rewriting.finish()
+
+
+def _values_of(rewriting: Rewriting, name: str) -> Linear | None:
+    """Returns the linear layer of keys and values if its second half becomes the values ``name`` and only them."""
+    graph = rewriting.graph
+    squeeze = graph.producer.get(name)
+    part = graph.producer.get(squeeze.input[0]) if squeeze is not None and squeeze.op_type == "Squeeze" else None
+    turn = graph.producer.get(part.input[0]) if part is not None and part.op_type == "Slice" else None
+    split = graph.producer.get(turn.input[0]) if permutation(turn) == _PARTS and turn is not None else None
+    linear = linear_of(rewriting, graph.producer.get(split.input[0])) if split is not None else None
+    if squeeze is None or part is None or turn is None or split is None or linear is None:
+        return None
+    second = part.input[1] in graph.constants and list(graph.constant(part.input[1])) == [1]
+    alone = all(len(graph.consumers[node.output[0]]) == 1 for node in (squeeze, part, split, linear.add))
+    return linear if second and alone and split.op_type == "Reshape" else None
+
+
+def _fold_output(rewriting: Rewriting, head: _SingleHead, source: Linear) -> None:
+    """Multiplies the half of ``source`` that becomes the values with the weight of the last linear layer."""
+    graph, output = rewriting.graph, head.output
+    (weight, bias), (last, last_bias) = (
+        [graph.constant(name).astype(np.float64) for name in (linear.product.input[1], linear.add.input[1])]
+        for linear in (source, output)
+    )
+    half = weight.shape[1] // 2
+    weight = np.hstack([weight[:, :half], weight[:, half:] @ last])
+    bias = np.concatenate([bias[:half], bias[half:] @ last + last_bias])
+    for node, value in ((source.product, weight), (source.add, bias)):
+        node.input[1] = rewriting.constant(f"{node.input[1]}_with_output", value.astype(np.float32))
+    join = head.moving[-1]
+    join.output[0] = output.add.output[0]
+    rewriting.drop(output.product, output.add)
 
 
 def _single_head(rewriting: Rewriting, softmax: onnx.NodeProto) -> _SingleHead | None:

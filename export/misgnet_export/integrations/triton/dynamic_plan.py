@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from misgnet_runtime.accuracy.evaluation_tiles import evaluate_on_device, evaluation_files
 from misgnet_runtime.bundle import Bundle, EngineEntry
 from misgnet_runtime.bundle.golden import golden_of
 from misgnet_runtime.engines.cuda import open_driver
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, compile_plan, open_plan
-from misgnet_runtime.errors import GateFailed, UnavailableError
+from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.inference.detector import ChangeDetector
-from misgnet_runtime.inference.self_test import golden_agreement
 from misgnet_runtime.jobs.compile.progress import BuildProgress
+from misgnet_runtime.jobs.compile.proof import prove_whole
 from misgnet_runtime.log import current
 
 
@@ -57,11 +56,7 @@ def compile_dynamic(bundle: Bundle, entry: EngineEntry) -> ServedFile:
         plan = compile_plan(bundle.read(entry.graph), options, driver=driver, share=share)
     engine = open_plan(plan.data, "tensorrt", driver, compatibility=plan.compatibility)
     with ChangeDetector(engine, interface) as detector:
-        line, _ = golden_agreement(bundle, entry, detector.probability, golden_of(bundle))
-        if evaluation_files(bundle):
-            parity = evaluate_on_device(bundle, entry, detector.probability, engine.device)
-            if parity.verdict is not None and not parity.verdict.passed:
-                raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
+        line, _, _ = prove_whole(bundle, entry, detector, golden_of(bundle))
     current().info(f"{entry.name}: compiled for batches 1 to {interface.max_batch} on {engine.device}; {line}")
     (batches,) = options.profiles
     return ServedFile(plan.data, structs.replace(entry, batches=batches, profiles=[]))

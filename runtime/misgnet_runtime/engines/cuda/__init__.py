@@ -17,19 +17,33 @@ __all__ = ["Bytes", "CudaDriver", "CudaGraphs", "CudaPython", "Device", "PyCuda"
 
 
 def open_driver() -> CudaDriver:
-    """Opens CUDA on this machine; raises UnavailableError if no library is installed or it finds no driver."""
-    reasons = []
+    """Opens CUDA on this machine, through the first library that works.
+
+    A library may be installed and find no driver although the other one does: cuda-python has its own copy of the CUDA
+    runtime, which refuses a driver that is older than it is.
+
+    Raises:
+        UnavailableError: No library is installed or finds a driver; the message has the reason of each.
+    """
+    reasons, installed = [], False
     for name, load, driver in (
         ("cuda-python", _load_cuda_python, CudaPython),
         ("pycuda", _load_pycuda, PyCuda),
     ):
         try:
-            library = load()
+            opened: CudaDriver = driver(load())
         except ImportError as error:
             reasons.append(f"{name}: {error}")
-            continue
-        opened: CudaDriver = driver(library)
-        return opened
+        except UnavailableError as error:
+            reasons.append(f"{name}: {error}")
+            installed = True
+        else:
+            return opened
+    if installed:
+        raise UnavailableError(
+            f"no CUDA driver can be used ({'; '.join(reasons)}); install or update the NVIDIA driver, or install a "
+            "cuda-python that is not newer than the driver: for JetPack 6, pip install 'cuda-python>=12.6.1,<12.9'"
+        )
     raise UnavailableError(
         f"no CUDA library for Python can be imported ({'; '.join(reasons)}); install one with: "
         "pip install cuda-python, or, if the CUDA toolkit is installed, pip install 'misgnet-export[pycuda]'"

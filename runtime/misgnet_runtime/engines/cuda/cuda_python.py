@@ -21,10 +21,7 @@ class CudaPython:
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
         self.graphs: CudaGraphs | None = _Graphs(self, runtime)
-        try:
-            self.device_count()
-        except UnavailableError as error:
-            raise UnavailableError(f"{error}; install or update the NVIDIA driver") from error
+        self.device_count()  # raises UnavailableError if there is no driver
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -84,8 +81,9 @@ class CudaPython:
     def synchronize(self, stream: int) -> None:
         self.call("cudaStreamSynchronize", stream)
 
-    def create_event(self) -> int:
-        return int(self.call("cudaEventCreateWithFlags", self._runtime.cudaEventBlockingSync))
+    def create_event(self, *, blocking: bool = True) -> int:
+        flags = self._runtime.cudaEventBlockingSync if blocking else self._runtime.cudaEventDefault
+        return int(self.call("cudaEventCreateWithFlags", flags))
 
     def destroy_event(self, event: int) -> None:
         self.call("cudaEventDestroy", event)

@@ -90,8 +90,13 @@ class CudaDriver(Protocol):
 
     def synchronize(self, stream: int) -> None: ...
 
-    def create_event(self) -> int:
-        """Creates an event. Threads that wait for it sleep; before it is recorded, waiting returns at once."""
+    def create_event(self, *, blocking: bool = True) -> int:
+        """Creates an event; before it is recorded, waiting for it returns at once.
+
+        ``blocking``: threads that wait for it sleep. Otherwise they spin, which takes a core, but returns tens of
+        microseconds sooner: waking a thread takes longer than the driver takes to see that the work is done. On a
+        Jetson in a low power mode, CUDA may let them sleep all the same (see cudaDeviceScheduleAuto).
+        """
 
     def destroy_event(self, event: int) -> None: ...
 

@@ -104,9 +104,9 @@ class PyCuda:
         with self.current():
             self._streams[stream].synchronize()
 
-    def create_event(self) -> int:
+    def create_event(self, *, blocking: bool = True) -> int:
         with self.current() as driver:
-            event = driver.Event(driver.event_flags.BLOCKING_SYNC)
+            event = driver.Event(driver.event_flags.BLOCKING_SYNC if blocking else driver.event_flags.DEFAULT)
         self._events[id(event)] = event  # pycuda has no handles for events
         return id(event)
 

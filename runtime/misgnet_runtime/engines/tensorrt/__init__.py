@@ -9,10 +9,12 @@ from misgnet_runtime.engines.tensorrt.compatibility import (
 )
 from misgnet_runtime.engines.tensorrt.compiler import check_options, compile_plan
 from misgnet_runtime.engines.tensorrt.engine import open_plan
+from misgnet_runtime.engines.tensorrt.layers import PlanLayers
 from misgnet_runtime.engines.tensorrt.logger import one_line
 from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
 
 __all__ = [
-    "MachineCompatibility", "Plan", "PlanCompatibility", "PlanOptions", "check_options", "check_plan_fits",
-    "compile_plan", "load_vendor", "one_line", "open_plan", "parse_version", "this_platform", "vendor_version",
+    "MachineCompatibility", "Plan", "PlanCompatibility", "PlanLayers", "PlanOptions", "check_options",
+    "check_plan_fits", "compile_plan", "load_vendor", "one_line", "open_plan", "parse_version", "this_platform",
+    "vendor_version",
 ]  # fmt: skip

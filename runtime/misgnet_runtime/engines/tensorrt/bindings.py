@@ -51,9 +51,13 @@ RULES = {
 # STRONGLY_TYPED      needed          needed   ignored or gone   needed
 # PROGRESS            present         present  present           present
 # OWN_GRAPHS          gone            gone     gone              present
+# DETAILED            present         present  present           present
+# TF32                present         present  present           present
 STRONGLY_TYPED = ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
 PROGRESS = ("IBuilderConfig", "progress_monitor")
 OWN_GRAPHS = ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE")
+TF32 = ("BuilderFlag", "TF32")
+DETAILED = ("ProfilingVerbosity", "DETAILED")
 
 
 def rules(vendor: str) -> VendorRules:

@@ -7,12 +7,24 @@ from collections import Counter
 from typing import Any
 
 from misgnet_runtime.bundle.targets import sorted_capabilities
-from misgnet_runtime.engines.tensorrt.bindings import PROGRESS, has, network_flags, rules, vendor_version
+from misgnet_runtime.engines.tensorrt.bindings import (
+    DETAILED,
+    PROGRESS,
+    TF32,
+    has,
+    network_flags,
+    rules,
+    vendor_version,
+)
 from misgnet_runtime.engines.tensorrt.logger import VendorLog, make_logger, one_line
 from misgnet_runtime.engines.tensorrt.plan import PlanOptions
 from misgnet_runtime.engines.tensorrt.progress import Cancellation, Progress, Share, deferred_interrupt, make_monitor
 from misgnet_runtime.engines.tensorrt.timing_cache import CacheFile, load_timing_cache, save_timing_cache
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
+
+# Runs of a kernel that TensorRT averages before it compares it with others, as many as NVIDIA's trtexec takes. With its
+# own default of 1, the clock and other programs choose among kernels that differ by a few percent.
+_TIMINGS = 8
 
 
 class Build:
@@ -43,6 +55,10 @@ class Build:
 
     def configure(self) -> None:
         options, config = self._options, self._config
+        if has(self._module, TF32):  # on by default; it rounds the inputs of float32 products to 10 bits
+            config.clear_flag(self._module.BuilderFlag.TF32)
+        if options.vendor == "tensorrt":  # TensorRT for RTX does not time kernels
+            config.avg_timing_iterations = _TIMINGS
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(self._module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
         if options.builder_bytes is not None:
@@ -51,6 +67,8 @@ class Build:
             config.set_memory_pool_limit(self._module.MemoryPoolType.TACTIC_DRAM, power)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
+        if has(self._module, DETAILED):  # without it, the log and the engine inspector list names of layers only
+            config.profiling_verbosity = self._module.ProfilingVerbosity.DETAILED
         if options.vendor == "rtx":
             self._set_capabilities()
         for batches in options.profiles:
@@ -101,6 +119,14 @@ class Build:
     def _note(self, note: str | None) -> None:
         if note is not None:
             self.notes.append(note)
+
+    def inspect(self, data: bytes) -> str:
+        """Opens a plan that was built for this machine's GPU, and returns its layers as JSON; empty if that failed."""
+        engine = self._module.Runtime(self._logger).deserialize_cuda_engine(data)
+        if engine is None:
+            return ""
+        inspector = engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._module.LayerInformationFormat.JSON))
 
     def layer_kinds(self) -> Counter[str]:
         layers = (self._network.get_layer(index) for index in range(self._network.num_layers))

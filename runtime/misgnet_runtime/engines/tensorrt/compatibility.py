@@ -15,7 +15,7 @@ from misgnet_runtime.engines.cuda.driver import CudaDriver, Device
 from misgnet_runtime.engines.tensorrt.bindings import parse_version, same_version, vendor_version
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.machine import architecture, available_memory
+from misgnet_runtime.machine import architecture, available_memory, describe_machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,8 @@ class PlanCompatibility:
     platform: str  # see this_platform
     cuda_driver: str = ""  # CUDA version of the driver that it was built with; empty: built without a driver
     plan_bytes: int = 0  # size of the plan, which is also the device memory for its weights
-    stream_bytes: int = 0  # further device memory per stream; 0: unknown
+    # Further device memory that a stream needs, with the smallest optimization profile alone; 0: unknown.
+    stream_bytes: int = 0
 
     def memory_bytes(self, streams: int) -> int:
         """Returns the least device memory that the plan needs."""
@@ -50,6 +51,12 @@ class MachineCompatibility:
 def this_platform() -> str:
     """Returns the system and processor, such as ``linux-x86_64`` or ``linux-aarch64``."""
     return f"{platform.system().lower()}-{architecture()}"
+
+
+def device_name(device: Device) -> str:
+    """Returns the GPU's name and, on a board, the board's model: CUDA names the GPU of every Jetson Orin alike."""
+    model = describe_machine().get("model")
+    return f"{device.name}, {model}" if model else device.name
 
 
 def this_machine(vendor: str, module: Any, driver: CudaDriver, device: Device) -> MachineCompatibility:
@@ -80,8 +87,13 @@ def check_plan_fits(
         target = f"rtx-{machine.compute_capability}" if plan.vendor == "rtx" else "tensorrt"
         command = rebuild or f"misgnet-export build ... --target {target}"
         raise UnavailableError(f"the plan does not fit this machine: {misfit}; rebuild with: {command}")
-    needed, free = plan.memory_bytes(streams), machine.free_bytes
-    if free is not None and needed > free:
+    if machine.free_bytes is not None:
+        check_memory(plan.memory_bytes(streams), machine.free_bytes, streams)
+
+
+def check_memory(needed: int, free: int, streams: int) -> None:
+    """Raises UnavailableError if a plan and its streams need more device memory than is free, both in bytes."""
+    if needed > free:
         raise UnavailableError(
             f"the plan does not fit into free GPU memory: with {plural(streams, 'stream')} it takes at least "
             f"{mebibytes(needed)}, and {mebibytes(free)} are free; stop other programs that use the GPU, or lower "

@@ -15,6 +15,8 @@ from misgnet_runtime.engines.cuda import CudaDriver, first_device, open_driver
 from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, load_vendor, rules, vendor_version
 from misgnet_runtime.engines.tensorrt.builder import Build
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, this_platform
+from misgnet_runtime.engines.tensorrt.layer_list import layers_of_inspector, layers_of_log
+from misgnet_runtime.engines.tensorrt.layers import PlanLayers
 from misgnet_runtime.engines.tensorrt.logger import counted
 from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
 from misgnet_runtime.engines.tensorrt.progress import Progress, Share
@@ -57,17 +59,26 @@ def compile_plan(
     build.configure()
     cache = PlainFile(timing_cache) if isinstance(timing_cache, Path) else timing_cache
     data = build.run(cache, progress, share)
-    kinds = build.layer_kinds()
+    kinds, warnings = build.layer_kinds(), counted(build.log.warnings)
     compatibility = PlanCompatibility(
         vendor=options.vendor, vendor_version=vendor_version(module), compute_capabilities=capabilities,
         platform=this_platform(), plan_bytes=len(data),
         cuda_driver="" if options.compute_capabilities else (driver or open_driver()).version(),
     )  # fmt: skip
     return Plan(
-        data=data, compatibility=compatibility, seconds=time.perf_counter() - started, layers=kinds.total(),
+        data=data, compatibility=compatibility, seconds=time.perf_counter() - started, network_layers=kinds.total(),
         quantize_layers=kinds["QUANTIZE"], dequantize_layers=kinds["DEQUANTIZE"],
-        warnings=counted(build.log.warnings), notes=tuple(build.notes),
+        layers=_layers(build, options, data), warnings=warnings, notes=tuple(build.notes),
     )  # fmt: skip
+
+
+def _layers(build: Build, options: PlanOptions, data: bytes) -> PlanLayers:
+    """Returns the kernels that the log lists, or else, if the plan is for this machine's GPU, the engine inspector."""
+    profiles = len(options.profiles)
+    found = layers_of_log(build.log.layers, build.log.activation_bytes, profiles)
+    if found.profiles or options.compute_capabilities:
+        return found
+    return layers_of_inspector(build.inspect(data), build.log.activation_bytes, profiles)
 
 
 def check_options(options: PlanOptions, driver: CudaDriver | None = None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Collects the warnings and errors that TensorRT logs; prints nothing."""
+"""Collects the warnings and errors that TensorRT logs, and the list of the layers that it made; prints nothing."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from typing import Any
 
 _SOURCE_POSITION = re.compile(r"[,.]?\s*In \S+ at /\S+?(?=[\s)]|$)")
 _LIMIT = 240
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 @dataclass
 class VendorLog:
-    """The messages of TensorRT, in order: one shortened line per warning and per error."""
+    """The messages of TensorRT, in order: one shortened line per warning and per error.
+
+    Of its some 20,000 other messages, only what :mod:`layer_list` reads is kept.
+    """
 
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    layers: str = ""  # the list of layers, one a line
+    activation_bytes: list[int] = field(default_factory=list)  # of each optimization profile
 
     def add(self, severity: str, text: str) -> None:
         if severity == "WARNING":
             self.warnings.append(one_line(text))
         elif severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(one_line(text))
+        elif severity == "VERBOSE" and text.startswith("Layers:"):
+            self.layers = text.partition("\n")[2]
+        elif found := _ACTIVATIONS.match(text):
+            self.activation_bytes.append(int(found[1]))
 
     def count(self) -> int:
         return len(self.warnings) + len(self.errors)

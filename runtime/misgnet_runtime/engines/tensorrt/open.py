@@ -10,7 +10,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.engines.base import Engine
 from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor
-from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, this_platform
+from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, device_name, this_platform
 from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.engines.tensorrt.plan_cache import PlanRecord, PlanStore, Slot
 from misgnet_runtime.errors import InputError, UnavailableError
@@ -18,8 +18,13 @@ from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import NoFolderError
 
 
-def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None) -> Engine:
+def open_plan_of(
+    entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None,
+    *, max_batch: int | None = None,
+) -> Engine:  # fmt: skip
     """Opens the plan of ``entry``, or of the part (encoder or head) whose file the entry names.
+
+    ``max_batch``: the largest batch that the engine accepts (default: the plan's largest).
 
     Raises:
         UnavailableError: The plan cannot run on this machine or was not compiled here; names the command that does.
@@ -27,14 +32,19 @@ def open_plan_of(entry: EngineEntry, files: CheckedFiles, streams: int, driver: 
     """
     load_vendor(entry.kind)
     driver = driver or open_driver()
-    command = compile_command(files.name, entry.name)
-    if found := _compiled_here(entry, files, first_device(driver), command):
-        record, data = found
-        return open_plan(data, entry.kind, driver, compatibility=record.compatibility, streams=streams, rebuild=command)
-    if entry.on_device:
+    command, device = compile_command(files.name, entry.name), first_device(driver)
+    if found := _compiled_here(entry, files, device, command):
+        compatibility, data = found[0].compatibility, found[1]
+    elif entry.on_device:
+        if elsewhere := _compiled_elsewhere(entry, files, device):
+            raise UnavailableError(f"{elsewhere}; run: {command}")
         raise UnavailableError(f"its plan must be compiled on the device; run there: {command}")
-    compatibility, data = _of_the_bundle(entry, files)
-    return open_plan(data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command)
+    else:
+        compatibility, data = _of_the_bundle(entry, files)
+    return open_plan(
+        data, entry.kind, driver, compatibility=compatibility, streams=streams, rebuild=command, max_batch=max_batch,
+        keep_kernels=files.manifest_sha256 is not None,  # a build discards most plans that it opens
+    )  # fmt: skip
 
 
 def compile_command(bundle: Path, engine: str) -> str:
@@ -42,7 +52,7 @@ def compile_command(bundle: Path, engine: str) -> str:
 
 
 def slot_of(bundle_sha256: str, entry: EngineEntry, device: Device) -> Slot:
-    return Slot(bundle_sha256, entry.name, device.compute_capability, this_platform())
+    return Slot(bundle_sha256, entry.name, device_name(device), device.compute_capability, this_platform())
 
 
 def graph_of(entry: EngineEntry) -> str:
@@ -75,6 +85,18 @@ def _compiled_here(
             ) from error
         current().warning(f"engine {entry.name} uses the bundle's own plan: {error}; {advice}")
         return None
+
+
+def _compiled_elsewhere(entry: EngineEntry, files: CheckedFiles, device: Device) -> str:
+    """Returns that the plan was compiled on another device, as on a disk that was moved; empty if it was not."""
+    if files.manifest_sha256 is None:
+        return ""
+    try:
+        others = PlanStore().elsewhere(slot_of(files.manifest_sha256, entry, device))
+    except InputError:
+        return ""
+    here = f"{device_name(device)} ({device.compute_capability})"
+    return f"its plan was compiled on {' and on '.join(others)}, and this device is {here}" if others else ""
 
 
 def _of_the_bundle(entry: EngineEntry, files: CheckedFiles) -> tuple[PlanCompatibility, bytes]:

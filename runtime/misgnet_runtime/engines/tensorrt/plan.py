@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from misgnet_runtime.engines.tensorrt.bindings import rules
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
+from misgnet_runtime.engines.tensorrt.layers import PlanLayers
 from misgnet_runtime.errors import UsageError
 
 
@@ -41,13 +42,14 @@ class PlanOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialised engine. Layer counts are those of the parsed network, before TensorRT fuses layers."""
+    """A serialised engine."""
 
     data: bytes = field(repr=False)
     compatibility: PlanCompatibility
     seconds: float  # duration of the build
-    layers: int
+    network_layers: int  # of the parsed network, before TensorRT fuses layers; like the next two
     quantize_layers: int
     dequantize_layers: int
+    layers: PlanLayers  # the kernels that TensorRT made of them
     warnings: tuple[str, ...] = ()  # of TensorRT; repeated ones carry a count
     notes: tuple[str, ...] = ()  # of this package, such as an unused timing cache

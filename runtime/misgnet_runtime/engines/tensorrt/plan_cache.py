@@ -3,7 +3,11 @@
     SHA256.plan          a plan, named by its digest
     KEY.json             its record, named by the digest of the plan's key
     active-SLOT.json     the plans that an engine of a bundle uses
-    VENDOR-VERSION-CAPABILITY.timing    kernel timings, which speed up the next build
+    choice-SCOPE.json    what was measured of a bundle's engines on a device, and the engine that was chosen
+    VENDOR-VERSION-CAPABILITY-DEVICE.timing    kernel timings, which speed up the next build
+
+Tactics that are fast on one board need not be on another of the same compute capability, nor fit its memory, and a disk
+may move from one to the other. Plans and timings are therefore kept for the name of the device, too.
 
 A plan is written first, then its record, then the activation, each atomically: if a process is killed at any time,
 either the previous or the new activation is in force. Only verified plans are written.
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -27,7 +31,7 @@ from misgnet_runtime.storage.private import PrivateFolder
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct, encode
 
 FORMAT = 2
-_PLAN, _RECORD, _ACTIVE = ".plan", ".json", "active-"
+_PLAN, _RECORD, _ACTIVE, _CHOICE = ".plan", ".json", "active-", "choice-"
 
 
 class PlanKey(Struct, frozen=True):
@@ -35,6 +39,7 @@ class PlanKey(Struct, frozen=True):
 
     vendor: str
     vendor_version: str
+    device: str  # see device_name
     compute_capability: str
     platform: str
     graph_sha256: Sha256
@@ -55,7 +60,7 @@ class PlanRecord(Struct, frozen=True):
     sha256: Sha256  # of the plan's bytes
     size: Count  # bytes
     cuda_driver: str  # CUDA version of the driver that it was built with
-    stream_bytes: Count  # device memory per stream
+    stream_bytes: Count  # device memory per stream, with the smallest profile alone
     workspace_bytes: Count  # limit that the builder was given
     builder_bytes: Count  # limit that the builder was given
     seconds: float  # duration of the build
@@ -70,10 +75,11 @@ class PlanRecord(Struct, frozen=True):
 
 
 class Slot(Struct, frozen=True):
-    """Identifies the engine of a bundle, and the kind of GPU, that plans are active for."""
+    """Identifies the engine of a bundle, and the device, that plans are active for."""
 
     bundle_sha256: Sha256  # of the manifest
     engine: EngineName
+    device: str  # see device_name
     compute_capability: str
     platform: str
 
@@ -93,7 +99,14 @@ class Activation(Struct, frozen=True):
     parity: EngineParity | None = None  # verdict of the gate, if the bundle has evaluation tiles
 
 
-Kept = TypeVar("Kept", PlanRecord, Activation)
+class Record(Protocol):
+    """What all records of the store have."""
+
+    @property
+    def format(self) -> int: ...
+
+
+Kept = TypeVar("Kept", bound=Record)
 
 
 class PlanStore:
@@ -115,7 +128,7 @@ class PlanStore:
         names = self._folder.names()
         wanted: set[str] = set()
         for name in names:
-            if name.endswith(_RECORD) and not name.startswith("."):
+            if name.endswith(_RECORD) and not name.startswith((".", _CHOICE)):
                 wanted.update(record.sha256 + _PLAN for record in self._named_in(name))
         for name in names:
             if name.startswith(".") or (name.endswith(_PLAN) and name not in wanted):
@@ -167,6 +180,32 @@ class PlanStore:
         found = self._read(slot.name() + _RECORD, Activation)
         return found if found and found.slot == slot else None
 
+    def elsewhere(self, slot: Slot) -> list[str]:
+        """Returns the devices that plans of the slot's engine were compiled on, for a message."""
+        found = [self._read_or_warn(name, Activation) for name in self._names(_ACTIVE)]
+        slots = [one.slot for one in found if one]
+        return sorted(
+            one.device for one in slots if (one.bundle_sha256, one.engine) == (slot.bundle_sha256, slot.engine)
+        )
+
+    def has_choices(self) -> bool:
+        """Returns whether any choice is stored: without one, callers need not query the GPU."""
+        return bool(self._names(_CHOICE))
+
+    def keep_choice(self, scope: Struct, choice: Struct) -> None:
+        """Writes the record of a choice; raises StorageError if the disk refuses."""
+        self._folder.write_sealed(f"{_CHOICE}{_digest(scope)}{_RECORD}", encode(choice))
+
+    def choice(self, scope: Struct, kind: type[Kept]) -> Kept | None:
+        """Reads the record of a choice; None if there is none. Raises InputError if it is damaged."""
+        return self._read(f"{_CHOICE}{_digest(scope)}{_RECORD}", kind)
+
+    def _names(self, prefix: str) -> list[str]:
+        try:
+            return [name for name in self._folder.names() if name.startswith(prefix)]
+        except FileNotFoundError:  # the folder does not exist
+            return []
+
     def discard(self, slot: Slot, key: PlanKey, sha256: str) -> None:
         """Deactivates and removes a plan that failed."""
         active = self._read_or_warn(slot.name() + _RECORD, Activation)
@@ -178,7 +217,9 @@ class PlanStore:
             self._folder.remove(sha256 + _PLAN)
 
     def timings(self, key: PlanKey) -> TimingFile:
-        return TimingFile(self._folder, f"{key.vendor}-{key.vendor_version}-{key.compute_capability}.timing")
+        device = hashlib.sha256(key.device.encode()).hexdigest()[:8]
+        name = f"{key.vendor}-{key.vendor_version}-{key.compute_capability}-{device}.timing"
+        return TimingFile(self._folder, name)
 
     def _read(self, name: str, kind: type[Kept]) -> Kept | None:
         """Reads a record; None if it does not exist. Raises InputError if it is damaged or of another format."""

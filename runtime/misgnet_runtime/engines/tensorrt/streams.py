@@ -1,8 +1,8 @@
-"""Runs batches of a TensorRT plan in stream contexts (a stream, buffers, an execution context and CUDA graphs)."""
+"""Runs batches of a TensorRT plan in stream contexts (a stream, buffers, execution contexts and CUDA graphs)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from misgnet_runtime.engines.base import Arrays, TensorSpec
 from misgnet_runtime.engines.cuda import Bytes, CudaDriver, CudaGraphs
 from misgnet_runtime.engines.tensorrt.bindings import OWN_GRAPHS, has
+from misgnet_runtime.engines.tensorrt.kernel_cache import KernelCache
 from misgnet_runtime.engines.tensorrt.logger import VendorLog
+from misgnet_runtime.engines.tensorrt.profiles import Launch, Profile, launches
 from misgnet_runtime.errors import MisgnetError, UnavailableError
 
 KEPT = 4  # graphs per stream; a scene needs two: for full batches, and for the remainder of each row
@@ -24,16 +26,20 @@ KEPT = 4  # graphs per stream; a scene needs two: for full batches, and for the 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The inputs and outputs of a plan, and its largest batch."""
+    """The inputs and outputs of a plan, and the optimization profiles that are used, by ascending largest batch."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch: int
+    profiles: tuple[Profile, ...]
+
+    def buffer_bytes(self, profiles: Sequence[Profile]) -> int:
+        """Returns the bytes of one stream's buffers for these profiles, on the device; the host holds as many."""
+        return max(each.largest for each in profiles) * sum(map(item_bytes, (*self.inputs, *self.outputs)))
 
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Memory of one tensor for the largest batch: on the device, and pinned on the host."""
+    """Memory of one tensor for the largest batch of a launch: on the device, and pinned on the host."""
 
     spec: TensorSpec
     address: int
@@ -77,13 +83,17 @@ class ExecutionContext:
 class ExecutionContexts:
     """Creates execution contexts of one plan, from any thread. They share its weights; the caller provides memory.
 
+    ``memory_bytes`` is the device memory that the largest of the used profiles needs; smaller ones use a part of it.
+
     TensorRT for RTX captures and replays graphs itself if that is enabled: it compiles the kernels for a shape in the
-    background, and only it knows when they are ready.
+    background, and only it knows when they are ready. ``kernels`` keeps them for later processes.
     """
 
-    def __init__(self, module: Any, engine: Any, log: VendorLog) -> None:
+    def __init__(
+        self, module: Any, engine: Any, log: VendorLog, profiles: Sequence[Profile], kernels: KernelCache | None = None
+    ) -> None:
         self.replay_themselves = has(module, OWN_GRAPHS)
-        self.memory_bytes = max(1, int(engine.device_memory_size_v2))  # of one context
+        self.memory_bytes = context_bytes(profiles)
         self._engine = engine
         self._log = log
         self._making = Lock()
@@ -92,15 +102,20 @@ class ExecutionContexts:
             strategy, self._how = self._how, engine.create_runtime_config()
             self._how.set_execution_context_allocation_strategy(strategy)
             self._how.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if kernels is not None:
+                kernels.attach(self._how)
 
-    def make(self, memory: int) -> ExecutionContext:
-        """Creates a context that works in ``memory``; contexts that never run at the same time may share it.
+    def make(self, profile: Profile, memory: int, stream: int) -> ExecutionContext:
+        """Creates a context for ``profile`` that works in ``memory``, of ``memory_bytes``.
 
-        Raises UnavailableError if TensorRT does not create one.
+        Contexts that never run at the same time may share it. Selecting the profile may queue copies on ``stream``,
+        which the caller must wait for before it uses the context on another stream, or captures it.
+        Raises UnavailableError if TensorRT does not create a context.
         """
         with self._making:
             context = self._engine.create_execution_context(self._how)
-        if context is None:
+        # The memory comes last: how much a context needs depends on its profile.
+        if context is None or not context.set_optimization_profile_async(profile.index, stream):
             raise UnavailableError(f"the plan cannot run here: {self._log.last_errors()}")
         context.set_device_memory(memory, self.memory_bytes)
         return ExecutionContext(context, self._log)
@@ -154,16 +169,24 @@ class GraphReplay:
 class StreamContext:
     """Runs one batch at a time. Stream contexts share no buffers, so one can copy while another computes.
 
-    The first batch of a size is queued call by call. After the second one its graph is captured in a separate context,
-    and from the third on the whole batch is one launch.
+    A batch is computed in one or more launches, see :func:`launches`. The first launch of a size is queued call by call
+    in the execution context of its profile. After the second one its graph is captured in a separate context, and from
+    the third on it is one call.
     """
 
-    def __init__(self, contexts: ExecutionContexts, tensors: Tensors, driver: CudaDriver, taken: ExitStack) -> None:
-        """Allocates everything on the device, to be freed by ``taken``; raises UnavailableError if memory is short."""
+    def __init__(
+        self, contexts: ExecutionContexts, tensors: Tensors, driver: CudaDriver, taken: ExitStack, *, alone: bool
+    ) -> None:
+        """Allocates everything on the device, to be freed by ``taken``; raises UnavailableError if memory is short.
+
+        ``alone``: whether this is the engine's only stream context; its thread then spins while it waits, which returns
+        tens of microseconds sooner than sleeping. With more, spinning threads would take cores from those that prepare
+        the next batches.
+        """
         self._contexts, self._tensors, self._driver = contexts, tensors, driver
         self._stream = driver.create_stream()
         taken.callback(driver.destroy_stream, self._stream)
-        self._done = driver.create_event()
+        self._done = driver.create_event(blocking=not alone)
         taken.callback(driver.destroy_event, self._done)
         self._memory = driver.allocate(contexts.memory_bytes)
         taken.callback(driver.free, self._memory)
@@ -171,19 +194,20 @@ class StreamContext:
         self._buffers = {spec.name: self._take_buffer(spec, taken) for spec in specs}
         self._replay = _replay(contexts, driver, self._stream)
         taken.callback(self._replay.forget)
-        self._context = self._new_context()
+        # All of them now: if one cannot be created, another engine can still be chosen.
+        self._context_of = {profile: self._new_context(profile) for profile in tensors.profiles}
 
     def _take_buffer(self, spec: TensorSpec, taken: ExitStack) -> _Buffer:
-        size = item_bytes(spec) * self._tensors.max_batch
+        size = item_bytes(spec) * max(profile.largest for profile in self._tensors.profiles)
         address = self._driver.allocate(size)
         taken.callback(self._driver.free, address)
         host = self._driver.allocate_host(size)
         taken.callback(self._driver.free_host, host)
         return _Buffer(spec, address, host)
 
-    def _new_context(self) -> ExecutionContext:
+    def _new_context(self, profile: Profile) -> ExecutionContext:
         """Creates an execution context over the shared buffers and memory: no two of them run at the same time."""
-        context = self._contexts.make(self._memory)
+        context = self._contexts.make(profile, self._memory, self._stream)
         context.set_addresses({name: buffer.address for name, buffer in self._buffers.items()})
         return context
 
@@ -194,16 +218,30 @@ class StreamContext:
 
     def infer(self, arrays: Arrays, batch: int) -> Arrays:
         """Runs a batch; the returned arrays belong to the caller. Raises MisgnetError if TensorRT or CUDA fails."""
-        for spec in self._tensors.inputs:
-            np.copyto(self._buffers[spec.name].view(batch), arrays[spec.name], casting="equiv")
-        with self._settled():
-            if not self._replay.launch(batch):
-                self._run(self._context, batch)
-        # The next batch overwrites the pinned memory: return copies.
-        outputs = {spec.name: self._buffers[spec.name].view(batch).copy() for spec in self._tensors.outputs}
-        if self._replay.wants(batch):
-            self._capture(batch)
+        outputs = {spec.name: np.empty((batch, *spec.shape[1:]), spec.dtype) for spec in self._tensors.outputs}
+        for launch in launches(self._tensors.profiles, batch):
+            self._launch(launch, arrays, outputs)
         return outputs
+
+    def _launch(self, launch: Launch, arrays: Arrays, outputs: Arrays) -> None:
+        """Computes a part of a batch from ``arrays`` into ``outputs``."""
+        for spec in self._tensors.inputs:
+            self._fill(self._buffers[spec.name].view(launch.batch), arrays[spec.name][launch.items])
+        with self._settled():
+            if not self._replay.launch(launch.batch):
+                self._run(self._context_of[launch.profile], launch.batch)
+        # The next launch overwrites the pinned memory: copy the outputs, without those of the padding.
+        for name, output in outputs.items():
+            part = output[launch.items]
+            part[...] = self._buffers[name].view(launch.batch)[: len(part)]
+        if self._replay.wants(launch.batch):
+            self._capture(launch)
+
+    @staticmethod
+    def _fill(buffer: NDArray[Any], items: NDArray[Any]) -> None:
+        """Copies the items, and the last one again as padding: values that the network is known to accept."""
+        np.copyto(buffer[: len(items)], items, casting="equiv")
+        buffer[len(items) :] = items[-1]
 
     def _run(self, context: ExecutionContext, batch: int) -> None:
         context.set_batch(self._tensors.inputs, batch)
@@ -230,13 +268,13 @@ class StreamContext:
             self._driver.synchronize(self._stream)
             raise
 
-    def _capture(self, batch: int) -> None:
+    def _capture(self, launch: Launch) -> None:
         """Captures the graph of a batch size that ran; if that fails, batches are still queued call by call."""
         try:
-            context = self._new_context()
+            context = self._new_context(launch.profile)
             with self._settled():
-                self._run(context, batch)
-            self._replay.keep(batch, context, partial(self._queue, context, batch))
+                self._run(context, launch.batch)
+            self._replay.keep(launch.batch, context, partial(self._queue, context, launch.batch))
         except MisgnetError as error:
             self._replay.give_up(f"batches are not replayed as CUDA graphs: {error}")
 
@@ -253,3 +291,8 @@ def _replay(contexts: ExecutionContexts, driver: CudaDriver, stream: int) -> Gra
 
 def item_bytes(spec: TensorSpec) -> int:
     return prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
+
+
+def context_bytes(profiles: Sequence[Profile]) -> int:
+    """Returns the device memory of an execution context for any of the profiles."""
+    return max(1, *(profile.memory_bytes for profile in profiles))

@@ -11,7 +11,7 @@ from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOption
 from misgnet_runtime.engines.tensorrt.bindings import parse_version
 from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, PlanKey, PlanRecord, PlanStore
 from misgnet_runtime.engines.tensorrt.progress import Share
-from misgnet_runtime.errors import MisgnetError, UnavailableError
+from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.jobs.compile.memory import BuilderMemory
 
 
@@ -63,8 +63,7 @@ def find_or_compile(
         again: Whether to ignore the cached plan.
 
     Raises:
-        UnavailableError: The build fails.
-        InputError: TensorRT rejects the graph.
+        UnavailableError: The build fails, or this version of TensorRT rejects the graph.
     """
     found = None if again else store.cached(key)
     if found and parse_version(found[0].cuda_driver) <= parse_version(driver.version()):
@@ -93,6 +92,8 @@ def _compile(
     timings = store.timings(key) if key.vendor == "tensorrt" else None
     try:
         return compile_plan(graph, options, timing_cache=timings, share=share, driver=driver)
+    except InputError as error:
+        raise UnavailableError(f"{key.vendor} {key.vendor_version} cannot compile the graph: {error}") from error
     except MisgnetError as error:
         if type(error) is not MisgnetError:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from misgnet_runtime.options import option
 
@@ -34,4 +35,9 @@ class CompileOptions:
     max_f1_drop: float | None = option(
         None, help="Allowed F1 drop in points, instead of --min-f1-ratio (default: the bundle's limit)."
     )
+    choose: Literal["fastest", "fp16", "int8"] = option(
+        "fastest",
+        help="Engine that --engine auto takes afterwards: the fastest one here, or that of the named precision.",
+    )
+    minutes: float = option(0.5, help="Minutes of measurement per engine, excluding opening and warm-up.")
     again: bool = option(False, help="Compile even if a plan with the same options exists.")

@@ -65,15 +65,26 @@ def _whole(
     bundle: Bundle, entry: EngineEntry, candidate: Candidate, driver: CudaDriver,
     *, golden: GoldenTiles, limit: F1Limit | None,
 ) -> tuple[Candidate, str, str, Probability, EngineParity | None]:  # fmt: skip
-    engine = _open(candidate, driver)
+    engine = _open(candidate, driver, bundle)
     with ChangeDetector(engine, bundle.manifest.interface) as detector:
-        line, found = golden_agreement(bundle, entry, detector.probability, golden)
-        parity = None
-        if evaluation_files(bundle):
-            parity = evaluate_on_device(bundle, entry, detector.probability, engine.device, limit=limit)
-    if parity is not None and parity.verdict is not None and not parity.verdict.passed:
-        raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
+        line, found, parity = prove_whole(bundle, entry, detector, golden, limit)
     return candidate.measured(engine.stream_bytes), engine.device, line, found, parity
+
+
+def prove_whole(
+    bundle: Bundle, entry: EngineEntry, detector: ChangeDetector, golden: GoldenTiles, limit: F1Limit | None = None
+) -> tuple[str, Probability, EngineParity | None]:
+    """Runs an open engine, not its parts; returns the agreement on the golden tiles, its output, and the gate's result.
+
+    Raises GateFailed if the output fails the golden tiles, or the gate if the bundle has evaluation tiles.
+    """
+    line, found = golden_agreement(bundle, entry, detector.probability, golden)
+    if not evaluation_files(bundle):
+        return line, found, None
+    parity = evaluate_on_device(bundle, entry, detector.probability, detector.engine.device, limit=limit)
+    if parity.verdict is not None and not parity.verdict.passed:
+        raise GateFailed(f"engine {entry.name} fails the gate on this device: {parity.verdict.reason}")
+    return line, found, parity
 
 
 def _parts(
@@ -81,9 +92,9 @@ def _parts(
     whole: Probability,
 ) -> tuple[list[Candidate], str]:  # fmt: skip
     with ExitStack() as opened:
-        encoder = _open(candidates[0], driver)
+        encoder = _open(candidates[0], driver, bundle)
         opened.callback(encoder.close)
-        head = _open(candidates[1], driver)
+        head = _open(candidates[1], driver, bundle)
         opened.callback(head.close)
         parts = SplitDetector(encoder, head, bundle.manifest.interface, bundle.manifest.features)
         line = parts_agreement(bundle, entry, parts.probability, golden, whole)
@@ -91,6 +102,9 @@ def _parts(
     return [candidate.measured(size) for candidate, size in zip(candidates, sizes, strict=True)], line
 
 
-def _open(candidate: Candidate, driver: CudaDriver) -> TensorRTEngine:
+def _open(candidate: Candidate, driver: CudaDriver, bundle: Bundle) -> TensorRTEngine:
     """Opens a plan after the preflight checks, also for a cached plan: the driver may have changed since."""
-    return open_plan(candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility)
+    return open_plan(
+        candidate.data, candidate.key.vendor, driver, compatibility=candidate.compatibility,
+        max_batch=bundle.manifest.interface.max_batch,
+    )  # fmt: skip

@@ -1,12 +1,14 @@
-"""Compiles a bundle's plans on the device, verifies them, and activates those that pass."""
+"""Compiles a bundle's plans on the device, activates those that pass their checks, and chooses among them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,20 +19,31 @@ from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines.cuda import CudaDriver, Device, first_device, open_driver
 from misgnet_runtime.engines.onnx_file import read_graph
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_version
-from misgnet_runtime.engines.tensorrt.compatibility import free_bytes, mebibytes, this_platform
+from misgnet_runtime.engines.tensorrt.compatibility import device_name, free_bytes, mebibytes, this_platform
 from misgnet_runtime.engines.tensorrt.open import slot_of
 from misgnet_runtime.engines.tensorrt.plan_cache import FORMAT, Activation, PlanKey, PlanStore, Slot
-from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
+from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
 from misgnet_runtime.formatting import timestamp
+from misgnet_runtime.inference.choice import Choice, ChoiceScope
+from misgnet_runtime.inference.comparison import check_minutes
+from misgnet_runtime.inference.tuned import kept
 from misgnet_runtime.jobs.compile.candidate import Candidate, find_or_compile
+from misgnet_runtime.jobs.compile.choose import Variants, choose_engines
 from misgnet_runtime.jobs.compile.memory import BuilderMemory, builder_memory
 from misgnet_runtime.jobs.compile.options import CompileOptions
 from misgnet_runtime.jobs.compile.progress import BuildProgress, duration
 from misgnet_runtime.jobs.compile.proof import Candidates, Proof, prove
+from misgnet_runtime.jobs.compile.select import (
+    BUILD_HINT,
+    device_mismatch,
+    drop_unsupported,
+    library_missing,
+    of_precision,
+    plans_in,
+    select_engines,
+)
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.options import check
-
-_BUILD_HINT = "; build a bundle for this device with: misgnet-export build ... --target tensorrt --on-device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +59,23 @@ class Compilation:
     limit: F1Limit | None  # of the gate; None: as recorded in the bundle
 
 
+class Compiled(NamedTuple):
+    """Result of a compilation run."""
+
+    # The activated plans, one entry per engine.
+    activations: list[Activation]
+    # The engines that "auto" takes on this device.
+    choice: Choice
+
+
 def compile_bundle(
     path: Path, options: CompileOptions, driver: CudaDriver | None = None, log: EventLog | None = None
-) -> list[Activation]:
-    """Compiles the plans of the bundle's engines, verifies each on this device, and activates those that pass.
+) -> Compiled:
+    """Compiles the plans of the bundle's engines, activates those that pass on this device, and chooses the fastest.
 
-    A failed engine does not stop the others. Its previously active plan stays active, unless that plan is the one that
-    failed.
+    An engine that fails does not stop the others, and is an error only if it was requested by name or none passes. Its
+    previously active plan stays active, unless that plan is the one that failed. Plans that an earlier run activated
+    take part in the choice.
 
     Args:
         path: Bundle folder.
@@ -60,17 +83,16 @@ def compile_bundle(
         driver: CUDA driver (default: opened here).
         log: Receives progress and warnings (default: the current log).
 
-    Returns:
-        The activated plans, one entry per engine.
-
     Raises:
-        GateFailed: An engine fails the golden tiles or the gate.
-        UnavailableError: This machine cannot compile or run an engine.
+        GateFailed: A requested engine fails the golden tiles or the gate, or all do.
+        UnavailableError: This machine cannot compile or run a requested engine, or any.
         InputError: The bundle does not match its manifest, or other users may have changed the plan cache.
         StorageError: A plan cannot be stored.
-        UsageError: An engine has no plan to compile, or a limit was given and the bundle has no evaluation tiles.
+        UsageError: An engine has no plan to compile, or not in the requested precision; or a limit was given and the
+            bundle has no evaluation tiles.
     """
     check(options)
+    check_minutes(options.minutes)
     limit = requested_limit(options.max_f1_drop, options.min_f1_ratio)
     log = log or current()
     bundle = read_bundle(path)
@@ -79,85 +101,88 @@ def compile_bundle(
             f"bundle {bundle.name} has no evaluation tiles, so no gate runs here; build it with --ship-eval, or omit "
             "--min-f1-ratio and --max-f1-drop"
         )
-    entries = _select_engines(bundle, options.engines)
-    entries = _drop_unsupported(entries, _library_missing, options, log)
+    entries = select_engines(bundle, options)
+    entries = drop_unsupported(entries, library_missing, options, log)
     driver = driver or open_driver()
     run = Compilation(
         bundle=bundle, options=options, driver=driver, device=first_device(driver), store=PlanStore(), log=log,
         limit=limit,
     )  # fmt: skip
-    entries = _drop_unsupported(entries, partial(_device_mismatch, device=run.device), options, log, _BUILD_HINT)
+    entries = drop_unsupported(entries, partial(device_mismatch, device=run.device), options, log, BUILD_HINT)
     run.store.prepare()
-    done: list[Activation] = []
-    failed: list[GateFailed] = []
     with run.store.compiling():
         run.store.sweep()
-        for entry in entries:
-            try:
-                done.append(_compile_engine(run, entry))
-            except GateFailed as error:
-                failed.append(error)
-                log.warning(str(error), engine=entry.name)
-    if failed:
-        raise GateFailed("; ".join(map(str, failed)) + "; no plan that failed is used")
-    return done
+        passed, failed = _compile_engines(run, entries)
+        choice = _choose(run, passed, failed) if passed else None
+    if failed and (options.engines or choice is None):
+        raise _failure(failed.values())
+    assert choice  # engines that neither passed nor failed do not exist
+    return Compiled(list(passed.values()), choice)
 
 
-def _select_engines(bundle: Bundle, engines: tuple[str, ...]) -> list[EngineEntry]:
-    plans = [entry for entry in bundle.manifest.engines if entry.kind in ("rtx", "tensorrt")]
-    entries = [bundle.engine_entry(name) for name in engines] or [entry for entry in plans if entry.on_device]
+def _compile_engines(
+    run: Compilation, entries: list[EngineEntry]
+) -> tuple[dict[str, Activation], dict[str, MisgnetError]]:
+    """Returns the activations of the engines that passed, and the errors of the others, by engine."""
+    passed: dict[str, Activation] = {}
+    failed: dict[str, MisgnetError] = {}
     for entry in entries:
-        if entry not in plans:
-            raise UsageError(f"engine {entry.name} runs its graph directly; there is nothing to compile")
-    if not entries:
-        names = ", ".join(entry.name for entry in plans)
-        hint = (
-            f"select one with --engine to recompile it: {names}"
-            if plans
-            else "it has no TensorRT engines; build one with --target jetson-orin, for example"
+        try:
+            passed[entry.name] = _compile_engine(run, entry)
+        except (InputError, UsageError):  # a damaged bundle, a full disk: not the engine's fault
+            raise
+        except MisgnetError as error:
+            failed[entry.name] = error
+            run.log.warning(f"{entry.name} is not used: {error}", engine=entry.name)
+    return passed, failed
+
+
+def _failure(errors: Iterable[MisgnetError]) -> MisgnetError:
+    """Returns one error for all engines that failed: a failed gate if there is one, else that of the first engine."""
+    errors = list(errors)
+    gate = next((error for error in errors if isinstance(error, GateFailed)), None)
+    text = "; ".join(map(str, errors))
+    return type(gate or errors[0])(f"{text}; no plan that failed is used" if gate else text)
+
+
+def _choose(run: Compilation, passed: dict[str, Activation], failed: dict[str, MisgnetError]) -> Choice:
+    """Chooses among the plans that passed now and those that an earlier run activated, and keeps the choice."""
+    entries = {entry.name: entry for entry in run.bundle.manifest.engines}
+    earlier = {
+        entry.name: found
+        for entry in of_precision(plans_in(run.bundle), run.options)
+        if entry.name not in passed.keys() | failed.keys() and (found := _activated_earlier(run, entry))
+    }
+    variants = Variants(
+        bundle=run.bundle, passed=[(entries[name], found) for name, found in (passed | earlier).items()],
+        refused=[(entries[name], str(error)) for name, error in failed.items()],
+        option="" if run.options.choose == "fastest" else f"--choose {run.options.choose}",
+    )  # fmt: skip
+    choice = choose_engines(variants, ChoiceScope.of(run.bundle, run.device), 60 * run.options.minutes, run.log)
+    run.store.keep_choice(choice.scope, choice)
+    _warn_if_tuned(run, choice)
+    return choice
+
+
+def _warn_if_tuned(run: Compilation, choice: Choice) -> None:
+    """Logs a warning if a saved tuning names other engines: it takes precedence over the choice."""
+    tuning = kept(run.bundle)
+    if tuning and (tuning.latency, tuning.throughput) != (choice.latency.engine, choice.throughput.engine):
+        names = " and ".join(dict.fromkeys((tuning.latency, tuning.throughput)))
+        run.log.warning(
+            f"--engine auto still takes {names}, measured fastest by misgnet-run tune on {tuning.created}; to measure "
+            f"all engines again, run: misgnet-run tune {shlex.quote(str(run.bundle.name))}"
         )
-        raise UsageError(f"bundle {bundle.name} has no engine marked for compilation on the device; {hint}")
-    return entries
 
 
-def _drop_unsupported(
-    entries: list[EngineEntry], problem: Callable[[EngineEntry], str | None], options: CompileOptions, log: EventLog,
-    advice: str = "",
-) -> list[EngineEntry]:  # fmt: skip
-    """Returns the entries without a ``problem`` and logs the others.
-
-    Raises:
-        UnavailableError: An engine that was requested by name has a problem, or all engines have one.
-    """
-    problems = {entry.name: found for entry in entries if (found := problem(entry))}
-    fitting = [entry for entry in entries if entry.name not in problems]
-    if problems and (options.engines or not fitting):
-        raise UnavailableError("; ".join(dict.fromkeys(problems.values())) + advice)
-    for name, found in problems.items():
-        log.info(f"engine {name} is skipped: {found}", engine=name)
-    return fitting
-
-
-def _library_missing(entry: EngineEntry) -> str | None:
+def _activated_earlier(run: Compilation, entry: EngineEntry) -> Activation | None:
+    """Returns the active plans of an engine if the installed TensorRT can run them."""
     try:
-        load_vendor(entry.kind)
-    except UnavailableError as error:
-        return str(error)
-    return None
-
-
-def _device_mismatch(entry: EngineEntry, device: Device) -> str | None:
-    """Returns why this device cannot compile ``entry``; None if it can.
-
-    Only engines marked for compilation on the device are restricted; a bundle's own plan can be recompiled anywhere.
-    """
-    supported, here = entry.compute_capabilities, this_platform()
-    if entry.on_device and entry.platform not in ("any", here):
-        return f"engine {entry.name} is for {entry.platform}, but this machine is {here}"
-    if entry.on_device and supported and device.compute_capability not in supported:
-        found = f"{device.compute_capability} ({device.name})"
-        return f"engine {entry.name} is for {', '.join(supported)}, but this GPU is {found}"
-    return None
+        active = run.store.active(slot_of(run.bundle.digest(), entry, run.device))
+        version = vendor_version(load_vendor(entry.kind))
+    except (InputError, UnavailableError):
+        return None
+    return active if active and all(one.key.vendor_version == version for one in active.plans.values()) else None
 
 
 def _compile_engine(run: Compilation, entry: EngineEntry) -> Activation:
@@ -223,7 +248,8 @@ def _memory(run: Compilation) -> BuilderMemory:
 def _key(run: Compilation, entry: EngineEntry, graph_sha256: str) -> PlanKey:
     return PlanKey(
         vendor=entry.kind, vendor_version=vendor_version(load_vendor(entry.kind)),
-        compute_capability=run.device.compute_capability, platform=this_platform(), graph_sha256=graph_sha256,
+        device=device_name(run.device), compute_capability=run.device.compute_capability, platform=this_platform(),
+        graph_sha256=graph_sha256,
         profiles=tuple(profile.batches for profile in entry.plan_profiles), workspace_bytes=run.options.workspace_bytes,
         optimization_level=run.options.optimization_level,
     )  # fmt: skip

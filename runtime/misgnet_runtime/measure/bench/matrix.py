@@ -9,6 +9,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import ExecutionOptions, streams_on_cpu
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.inference.comparison import NotRun
 from misgnet_runtime.inference.selection import open_detector, ranked_here
 from misgnet_runtime.inference.throughput import Task, task_of
 from misgnet_runtime.machine import usable_cores
@@ -26,15 +27,6 @@ class RunsHere(Struct, frozen=True):
     precision: str
     # Device that runs the engine.
     device: str
-
-
-class NotRun(Struct, frozen=True):
-    """An engine that is not measured, and why."""
-
-    # Name of the engine.
-    engine: str
-    # Why it is not measured.
-    reason: str
 
 
 @dataclass(frozen=True)

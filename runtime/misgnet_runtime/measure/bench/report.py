@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from misgnet_runtime.inference.comparison import NotRun
 from misgnet_runtime.inference.throughput import Timing
-from misgnet_runtime.measure.bench.matrix import NotRun, RunsHere
+from misgnet_runtime.measure.bench.matrix import RunsHere
 from misgnet_runtime.measure.sensors.clocks import DeviceState
 from misgnet_runtime.storage.schema import Struct
 

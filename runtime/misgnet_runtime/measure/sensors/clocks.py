@@ -11,7 +11,8 @@ from threading import Event, Thread
 from msgspec.structs import replace
 
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.machine import ROOT, read_int, read_text
+from misgnet_runtime.log import EventLog
+from misgnet_runtime.machine import ROOT, describe_machine, read_int, read_text
 from misgnet_runtime.storage.schema import Struct
 
 _GPU = "17000000.gpu"  # devfreq name on an Orin
@@ -66,6 +67,18 @@ def read_state(root: Path = ROOT) -> DeviceState:
     clocks = [*_cpu_clocks(root), *_gpu_clocks(root)]
     throttled = {**_processor_events(root), **dict(_board_events(root))}
     return DeviceState(clocks, None if memory is None else memory / 1e6, dict(_temperatures(root)), throttled)
+
+
+def warn_if_clocks_float(log: EventLog, root: Path = ROOT) -> None:
+    """Logs a warning if clocks of a Jetson are not fixed: they follow the load, so times of kernels vary."""
+    if "jetson_linux" not in describe_machine(root):
+        return
+    floating = [clock.name for clock in read_state(root).clocks if not clock.pinned]
+    if floating:
+        log.warning(
+            f"the clocks of {', '.join(floating)} are not fixed, so the fastest kernels and engine may not be found; "
+            "choose a power mode with sudo nvpmodel -m MODE, fix the clocks with sudo jetson_clocks, and run this again"
+        )
 
 
 @contextmanager
