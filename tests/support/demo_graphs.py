@@ -11,7 +11,7 @@ import onnx
 from misgnet.checkpoint import read_network
 from misgnet.synthetic import write_split
 from misgnet_calibration.quantizer.quantize import quantize
-from misgnet_calibration.quantizer.recipes import TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.quantizer.recipes import RTX, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.statistics.cache import ActivationStatistics
 from misgnet_calibration.statistics.calibrators import MAX
 from misgnet_export.graph.algebra import rewrite
@@ -23,7 +23,7 @@ from misgnet_runtime.raster.dataset import TileSet
 from support.paths import DEMO_WEIGHTS
 
 INTERFACE = Interface(256, 16)
-RECIPES = (TENSORRT, TENSORRT_FP16)
+RECIPES = (TENSORRT, RTX, TENSORRT_FP16)
 
 
 def demo_graph(recipe: Recipe) -> onnx.ModelProto:
@@ -36,7 +36,8 @@ def demo_graph(recipe: Recipe) -> onnx.ModelProto:
 @cache
 def _start() -> tuple[onnx.ModelProto, ActivationStatistics]:
     """Returns the float graph, and activation statistics of one tile: they hardly change what a plan consists of."""
-    model = rewrite(simplify_graph(export_graph(read_network(DEMO_WEIGHTS)[0], INTERFACE)))
+    exported = export_graph(read_network(DEMO_WEIGHTS)[0], INTERFACE)
+    model = rewrite(simplify_graph(exported), for_gpu=True)
     with TemporaryDirectory() as folder:
         write_split(Path(folder), 1, 7)
         return model, observe(model, INTERFACE, TileSet.open(Path(folder), 256), list(RECIPES))
