@@ -116,7 +116,8 @@ def test_bundle_contains_the_files_of_its_manifest(each_bundle: Path) -> None:
 def test_every_target_becomes_an_engine(bundle_of_many_targets: Path) -> None:
     expected = {"cpu", "cpu-float32", OTHER, "jetson-orin-int8"}
     expected |= {"openvino"} if has("openvino") else set()
-    expected |= {"rtx-sm86,sm89", "rtx-sm86-fp16"} if has("tensorrt_rtx") else set()
+    rtx = {"rtx-sm86,sm89-int8", "rtx-sm86,sm89-fp16", "rtx-sm86-fp16"}
+    expected |= rtx if has("tensorrt_rtx") else set()
     assert {entry.name for entry in read_bundle(bundle_of_many_targets).manifest.engines} == expected
 
 
@@ -228,14 +229,14 @@ def test_overlapping_stages_are_logged_in_the_order_of_the_targets(each_bundle: 
 @pytest.mark.slow
 def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle_of_many_targets: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
-    entry = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86,sm89")
-    assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_tensorrt.onnx"
+    entry = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86,sm89-int8")
+    assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_rtx.onnx"
     assert (bundle_of_many_targets / entry.file).stat().st_size > 1_000_000
     for profile in entry.profiles:
         assert profile.kernels and profile.bytes_moved and profile.context_bytes
     evidence = {path.name for path in (bundle_of_many_targets / "evidence").glob("plan_*.json")}
     assert f"plan_{Path(entry.file).stem}.json" in evidence and len(evidence) % 3 == 0, "each plan is split"
-    assert entry.name in run("misgnet_export.cli", "inspect", bundle_of_many_targets, "--plan").stdout
+    assert "Kernels of one inference" in run("misgnet_export.cli", "inspect", bundle_of_many_targets, "--plan").stdout
     fp16 = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86-fp16")
     assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 
