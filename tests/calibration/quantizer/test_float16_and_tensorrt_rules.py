@@ -121,7 +121,7 @@ def test_every_broken_rule_is_reported_with_its_node(damage, message):
 def test_output_is_dequantized_by_any_operator_only_where_it_was_placed() -> None:
     model = quantized()
     check_tensorrt_rules(model, outputs=OUTPUTS)
-    with pytest.raises(GateFailed, match="is read by Reshape .*Reshape_encoder_flat', which must"):
+    with pytest.raises(GateFailed, match=r"is read by Reshape .*Reshape_encoder_flat', which must"):
         check_tensorrt_rules(model)
 
 

@@ -116,8 +116,7 @@ def test_bundle_contains_the_files_of_its_manifest(each_bundle: Path) -> None:
 def test_every_target_becomes_an_engine(bundle_of_many_targets: Path) -> None:
     expected = {"cpu", "cpu-float32", OTHER, "jetson-orin-int8"}
     expected |= {"openvino"} if has("openvino") else set()
-    rtx = {"rtx-sm86,sm89-int8", "rtx-sm86,sm89-fp16", "rtx-sm86-fp16"}
-    expected |= rtx if has("tensorrt_rtx") else set()
+    expected |= {"rtx-sm86,sm89-int8", "rtx-sm86,sm89-fp16", "rtx-sm86-fp16"} if has("tensorrt_rtx") else set()
     assert {entry.name for entry in read_bundle(bundle_of_many_targets).manifest.engines} == expected
 
 
@@ -227,7 +226,7 @@ def test_overlapping_stages_are_logged_in_the_order_of_the_targets(each_bundle: 
 
 
 @pytest.mark.slow
-def test_plan_for_two_gpus_is_compiled_from_the_int8_graph(bundle_of_many_targets: Path) -> None:
+def test_plans_for_two_gpus_are_compiled_from_the_graphs_of_their_precision(bundle_of_many_targets: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="no TensorRT-RTX")
     entry = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86,sm89-int8")
     assert entry.compute_capabilities == ["sm86", "sm89"] and entry.graph == "graphs/int8_rtx.onnx"

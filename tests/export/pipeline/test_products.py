@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
-from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, TENSORRT, TENSORRT_FP16
+from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, RTX, TENSORRT, TENSORRT_FP16
 from misgnet_export.pipeline.compile import make_engines
 from misgnet_export.pipeline.request import BuildRequest, check_request
 from misgnet_export.pipeline.result import GraphFile
@@ -46,7 +46,7 @@ def test_recipe_shared_by_targets_is_listed_once() -> None:
     names = (
         "openvino-bf16", "rtx-sm86-int8", "cpu", "tensorrt-int8", "rtx-sm89-fp16", "openvino", "openvino-int8-bf16",
     )  # fmt: skip
-    assert recipes_of(map(parse_target, names)) == [TENSORRT, CPU, TENSORRT_FP16, OPENVINO]
+    assert recipes_of(map(parse_target, names)) == [RTX, CPU, TENSORRT, TENSORRT_FP16, OPENVINO]
     assert recipes_of([Target("openvino-bf16")]) == []
 
 
@@ -86,13 +86,14 @@ def test_other_plans_are_compiled_on_the_device_on_request(
     check_request(request)
     entry = deferred(request)
     assert (entry.compute_capabilities, entry.platform, entry.on_device) == (capabilities, "any", True)
-    assert entry.file == entry.graph == "graphs/int8_tensorrt.onnx" and entry.vendor_version == ""
+    recipe = "rtx" if target.startswith("rtx") else "tensorrt"
+    assert entry.file == entry.graph == f"graphs/int8_{recipe}.onnx" and entry.vendor_version == ""
 
 
 def deferred(request: BuildRequest) -> EngineEntry:
     graphs = [
-        GraphFile(name=recipe.name, file=f"graphs/{name}_tensorrt.onnx", precision=recipe.precision, size=1)
-        for recipe, name in ((TENSORRT, "int8"), (TENSORRT_FP16, "float16"))
+        GraphFile(name=recipe.name, file=f"graphs/{name}_{recipe.name}.onnx", precision=recipe.precision, size=1)
+        for recipe, name in ((TENSORRT, "int8"), (RTX, "int8"), (TENSORRT_FP16, "float16"))
     ]
     return make_engines(context_of(request), [FLOAT_GRAPH, *graphs], NO_NETWORK)[1]
 
