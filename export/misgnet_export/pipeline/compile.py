@@ -80,7 +80,7 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
     return EngineEntry(
         name=target.name, kind=product_of(target).engine, file=file, graph=graph.file, precision=graph.precision,
         vendor_version=bound.vendor_version, compute_capabilities=list(bound.compute_capabilities),
-        platform=bound.platform, batches=_batches(options), profiles=_profiles(options, plan.layers), split=split,
+        platform=bound.platform, batches=_batches(options), profiles=list(plan.profiles), split=split,
         cuda_driver=bound.cuda_driver,
     )  # fmt: skip
 
@@ -110,14 +110,9 @@ def _batches(options: PlanOptions) -> tuple[int, int, int]:
     return options.profiles[0][0], options.profiles[-1][1], options.profiles[-1][2]
 
 
-def _profiles(options: PlanOptions, layers: PlanLayers | None = None) -> list[PlanProfile]:
-    """Returns the optimization profiles with what one inference of each costs, as far as ``layers`` are known."""
-    if layers is None or not layers.profiles:
-        return [PlanProfile(batches) for batches in options.profiles]
-    return [
-        PlanProfile(batches, found.context_bytes, found.total().kernels, found.total().bytes_moved)
-        for batches, found in zip(options.profiles, layers.profiles, strict=True)
-    ]
+def _profiles(options: PlanOptions) -> list[PlanProfile]:
+    """Returns the optimization profiles of a plan whose kernels are not known."""
+    return [PlanProfile(batches) for batches in options.profiles]
 
 
 def _compile(

@@ -6,12 +6,12 @@ The record is kept beside the plans. It applies to one bundle on one device, as 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from misgnet_runtime.bundle.fields import EngineName, FilePath
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.manifest import EngineEntry, PlanProfile
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines.cuda import Device, first_device, open_driver
 from misgnet_runtime.engines.tensorrt.bindings import load_vendor, vendor_version
@@ -19,6 +19,7 @@ from misgnet_runtime.engines.tensorrt.compatibility import device_name, this_pla
 from misgnet_runtime.engines.tensorrt.open import slot_of
 from misgnet_runtime.engines.tensorrt.plan_cache import Activation, PlanStore
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.tuned import Measurement, OptimiseFor
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import NoFolderError
@@ -57,6 +58,8 @@ class Variant(Struct, frozen=True):
     library: str = ""
     # Digests of its plans, by the graph's file.
     plans: dict[FilePath, Sha256] = msgspec.field(default_factory=dict)
+    # The optimization profiles of its plan, with what one inference of each costs.
+    profiles: list[PlanProfile] = msgspec.field(default_factory=list)
     # Result of the golden tiles.
     golden: str = ""
     # Result of the F1 gate.
@@ -72,12 +75,19 @@ class Variant(Struct, frozen=True):
         """Returns the results as one line."""
         if self.refused:
             return f"{self.engine} ({self.precision}) is not used: {self.refused}"
-        parts = [self.golden, self.gate, self.library]
+        parts = [self.golden, self.gate, self.library, *_kernels(self.profiles[:1])]
         if self.ms_per_pair is not None:
             parts.append(f"{self.ms_per_pair:.2f} ms for one pair")
         if self.pairs_per_second is not None:
             parts.append(f"{self.pairs_per_second:.1f} pairs/s for many pairs")
         return "; ".join(parts)
+
+
+def _kernels(profiles: Iterable[PlanProfile]) -> Iterator[str]:
+    for one in profiles:
+        if one.kernels is not None:
+            moved = "" if one.bytes_moved is None else f" that move {one.bytes_moved / 1e6:.0f} MB"
+            yield f"{plural(one.kernels, 'kernel')}{moved} for a batch of {one.batches[1]}"
 
 
 class Chosen(Struct, frozen=True):

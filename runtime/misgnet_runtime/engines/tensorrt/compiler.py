@@ -16,7 +16,7 @@ from misgnet_runtime.engines.tensorrt.bindings import known_capabilities, load_v
 from misgnet_runtime.engines.tensorrt.builder import Build
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility, this_platform
 from misgnet_runtime.engines.tensorrt.layer_list import layers_of_inspector, layers_of_log
-from misgnet_runtime.engines.tensorrt.layers import PlanLayers
+from misgnet_runtime.engines.tensorrt.layers import PlanLayers, described
 from misgnet_runtime.engines.tensorrt.logger import counted
 from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
 from misgnet_runtime.engines.tensorrt.progress import Progress, Share
@@ -60,6 +60,7 @@ def compile_plan(
     cache = PlainFile(timing_cache) if isinstance(timing_cache, Path) else timing_cache
     data = build.run(cache, progress, share)
     kinds, warnings = build.layer_kinds(), counted(build.log.warnings)
+    layers = _layers(build, options, data)
     compatibility = PlanCompatibility(
         vendor=options.vendor, vendor_version=vendor_version(module), compute_capabilities=capabilities,
         platform=this_platform(), plan_bytes=len(data),
@@ -68,7 +69,7 @@ def compile_plan(
     return Plan(
         data=data, compatibility=compatibility, seconds=time.perf_counter() - started, network_layers=kinds.total(),
         quantize_layers=kinds["QUANTIZE"], dequantize_layers=kinds["DEQUANTIZE"],
-        layers=_layers(build, options, data), warnings=warnings, notes=tuple(build.notes),
+        layers=layers, profiles=described(options.profiles, layers), warnings=warnings, notes=tuple(build.notes),
     )  # fmt: skip
 
 

@@ -10,11 +10,12 @@ MACs: those of convolutions, matrix products and fused attention. Element-wise w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
 
+from misgnet_runtime.bundle.manifest import PlanProfile
 from misgnet_runtime.storage.schema import Count, Struct
 
 Precision = Literal["int8", "float16", "float32", "other"]
@@ -97,6 +98,16 @@ class PlanLayers(Struct, frozen=True):
 
     profiles: list[ProfileLayers] = msgspec.field(default_factory=list)
     note: str = ""
+
+
+def described(batches: Sequence[tuple[int, int, int]], layers: PlanLayers) -> tuple[PlanProfile, ...]:
+    """Returns the optimization profiles of a plan, with what one inference of each costs as far as it is known."""
+    if not layers.profiles:
+        return tuple(PlanProfile(each) for each in batches)
+    return tuple(
+        PlanProfile(each, found.context_bytes, found.total().kernels, found.total().bytes_moved)
+        for each, found in zip(batches, layers.profiles, strict=True)
+    )
 
 
 def _share(kernels: Iterable[Kernel]) -> Share:

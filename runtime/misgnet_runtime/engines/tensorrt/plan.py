@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from misgnet_runtime.bundle.manifest import PlanProfile
 from misgnet_runtime.engines.tensorrt.bindings import rules
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.engines.tensorrt.layers import PlanLayers
@@ -51,5 +52,6 @@ class Plan:
     quantize_layers: int
     dequantize_layers: int
     layers: PlanLayers  # the kernels that TensorRT made of them
+    profiles: tuple[PlanProfile, ...] = ()  # as requested, with what one inference of each costs
     warnings: tuple[str, ...] = ()  # of TensorRT; repeated ones carry a count
     notes: tuple[str, ...] = ()  # of this package, such as an unused timing cache

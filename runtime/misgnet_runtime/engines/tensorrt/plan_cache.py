@@ -23,6 +23,7 @@ import msgspec
 
 from misgnet_runtime.accuracy.parity import EngineParity
 from misgnet_runtime.bundle.fields import EngineName, FilePath
+from misgnet_runtime.bundle.manifest import PlanProfile
 from misgnet_runtime.engines.tensorrt.compatibility import PlanCompatibility
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import KERNEL_TIMINGS_BYTES, PLAN_RECORD_BYTES
@@ -64,6 +65,7 @@ class PlanRecord(Struct, frozen=True):
     workspace_bytes: Count  # limit that the builder was given
     builder_bytes: Count  # limit that the builder was given
     seconds: float  # duration of the build
+    profiles: list[PlanProfile] = msgspec.field(default_factory=list)  # with what one inference of each costs
 
     @property
     def compatibility(self) -> PlanCompatibility:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from misgnet_runtime.bundle.manifest import PlanProfile
 from misgnet_runtime.engines.cuda import CudaDriver
 from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanOptions, compile_plan
 from misgnet_runtime.engines.tensorrt.bindings import parse_version
@@ -26,6 +27,8 @@ class Candidate:
     seconds: float
     # Memory limits of the build.
     memory: BuilderMemory
+    # Its optimization profiles, with what one inference of each costs.
+    profiles: Sequence[PlanProfile] = ()
     # Whether an earlier run compiled it.
     cached: bool = False
     # Remarks of the build, for the log.
@@ -44,6 +47,7 @@ class Candidate:
             format=FORMAT, created=created, key=self.key, sha256=self.sha256, size=len(self.data),
             cuda_driver=self.compatibility.cuda_driver, stream_bytes=self.compatibility.stream_bytes,
             workspace_bytes=self.memory.workspace_bytes, builder_bytes=self.memory.builder_bytes, seconds=self.seconds,
+            profiles=list(self.profiles),
         )  # fmt: skip
 
 
@@ -71,13 +75,13 @@ def find_or_compile(
         made_with = BuilderMemory(record.workspace_bytes, record.builder_bytes)
         return Candidate(
             key=key, data=data, compatibility=record.compatibility, seconds=record.seconds, memory=made_with,
-            cached=True,
+            profiles=record.profiles, cached=True,
         )  # fmt: skip
     limits = memory()
     plan = _compile(store, key, graph, driver, memory=limits, share=share)
     return Candidate(
         key=key, data=plan.data, compatibility=replace(plan.compatibility, cuda_driver=driver.version()),
-        seconds=plan.seconds, memory=limits, notes=plan.notes,
+        seconds=plan.seconds, memory=limits, profiles=plan.profiles, notes=plan.notes,
     )  # fmt: skip
 
 

@@ -127,6 +127,7 @@ def _passed(entry: EngineEntry, activation: Activation, singles: list[Measuremen
     verdict = activation.parity.verdict if activation.parity else None
     return Variant(
         entry.name, precision_of(entry), library=library_of(entry), plans=plans_of(activation),
+        profiles=activation.plans[entry.graph].profiles,
         golden=activation.golden, gate=verdict.reason if verdict else "no gate was run",
         ms_per_pair=_ms(one) if one else None, pairs_per_second=all_pairs.pairs_per_second if all_pairs else None,
         measurements=[each for each in (one, all_pairs) if each],
