@@ -36,7 +36,8 @@ def demo_graph(recipe: Recipe) -> onnx.ModelProto:
 @cache
 def _start() -> tuple[onnx.ModelProto, ActivationStatistics]:
     """Returns the float graph, and activation statistics of one tile: they hardly change what a plan consists of."""
-    model = rewrite(simplify_graph(export_graph(read_network(DEMO_WEIGHTS)[0], INTERFACE)), for_gpu=True)
+    exported = export_graph(read_network(DEMO_WEIGHTS)[0], INTERFACE)
+    model = rewrite(simplify_graph(exported), for_gpu=True)
     with TemporaryDirectory() as folder:
         write_split(Path(folder), 1, 7)
         return model, observe(model, INTERFACE, TileSet.open(Path(folder), 256), list(RECIPES))

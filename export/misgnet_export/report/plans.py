@@ -123,8 +123,8 @@ def _by_precision(kernels: Sequence[Kernel], part: str, size: Callable[[Kernel],
 
 def plan_tables(plans: Sequence[PlanRecord]) -> list[Table]:
     """Returns the tables of ``inspect --plan``: all plans, the parts of each profile, and the rooflines."""
-    tables = [_plan_table(plans), *(_part_table(*found) for found in profiles(plans))]
-    return [*tables, _roofline_table(plans)] if roofline_rows(plans)[1] else tables
+    parts = [_part_table(*found) for found in profiles(plans)]
+    return [_plan_table(plans), *parts, *map(_roofline_table, rooflines(plans))]
 
 
 def _plan_table(plans: Sequence[PlanRecord]) -> Table:
@@ -157,24 +157,29 @@ def _share_cells(share: Share, by_precision: Sequence[int]) -> list[str]:
     return [str(share.kernels), *map(str, by_precision), millions(share.bytes_moved), millions(share.macs)]
 
 
-def roofline_rows(plans: Sequence[PlanRecord]) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the headings of the profiles that have rooflines, and for each GPU their times and arithmetic shares."""
-    shown = [(plan, profile) for plan, profile in profiles(plans) if profile.rooflines]
-    names = dict.fromkeys(one.gpu for _, profile in shown for one in profile.rooflines)
-    rows: dict[str, list[str]] = {name: [] for name in names}
-    for _, profile in shown:
-        found = {one.gpu: f"{one.milliseconds:.2f} ms, {100 * one.arithmetic_share:.0f} %" for one in profile.rooflines}
-        for name in names:
-            rows[name].append(found.get(name, ""))
-    return [f"{plan.title}, batch {batches(profile)}" for plan, profile in shown], rows
+@dataclass(frozen=True)
+class Rooflines:
+    """The rooflines of all plans for the same GPUs."""
+
+    gpus: tuple[str, ...]
+    rows: list[tuple[str, list[str]]]  # plan and batch; for each GPU the time and the share that is arithmetic
 
 
-def _roofline_table(plans: Sequence[PlanRecord]) -> Table:
-    headings, rows = roofline_rows(plans)
+def rooflines(plans: Iterable[PlanRecord]) -> list[Rooflines]:
+    """Returns a table of rooflines for each set of GPUs; profiles without rooflines are left out."""
+    found: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    for plan, profile in profiles(plans):
+        cells = [f"{one.milliseconds:.2f} ms, {100 * one.arithmetic_share:.0f} %" for one in profile.rooflines]
+        row = f"{plan.title}, batch {batches(profile)}", cells
+        found.setdefault(tuple(one.gpu for one in profile.rooflines), []).append(row)
+    return [Rooflines(gpus, rows) for gpus, rows in found.items() if gpus]
+
+
+def _roofline_table(found: Rooflines) -> Table:
     table = plain_table("Shortest time by data sheets (roofline), and the share of it that is arithmetic")
-    table.add_column("GPU", overflow="fold")
-    for heading in headings:
-        table.add_column(cell(heading), justify="right", overflow="fold")
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+    table.add_column("Plan", overflow="fold", min_width=10)
+    for gpu in found.gpus:
+        table.add_column(gpu, justify="right", overflow="fold")
+    for title, cells in found.rows:
+        table.add_row(cell(title), *cells)
     return table

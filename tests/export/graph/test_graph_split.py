@@ -318,7 +318,7 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
     parts = ("graphs/int8_encoder.onnx", "graphs/int8_head.onnx")
     graphs = [
         graph_file("float", "float", "float32"),
-        graph_file("tensorrt", "int8", "int8+float16", split=SplitEntry(*parts, *parts)),
+        graph_file("rtx", "int8", "int8+float16", split=SplitEntry(*parts, *parts)),
     ]
     log = quiet()
     request = replace(REQUEST, requested=(parse_target("rtx-sm86-int8"),))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from misgnet_export.cli.main import main
 from misgnet_export.evidence import PlanRecord, decode_plan_record, plan_record
-from misgnet_export.report.plans import Chart, charts, millions, plan_tables, roofline_rows
+from misgnet_export.report.plans import Chart, charts, millions, plan_tables, rooflines
 from misgnet_runtime.bundle import FileEntry
 from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanLayers, PlanOptions
 from misgnet_runtime.engines.tensorrt.layers import Kernel, Kind, Precision, ProfileLayers
@@ -114,14 +114,14 @@ def test_bars_of_all_plans_have_one_scale() -> None:
     assert longest.end + 50 < Chart.width and longest.value == "8.0"
 
 
-def test_rooflines_of_plans_for_other_gpus_leave_cells_empty() -> None:
-    other = msgspec.structs.replace(record("x"), profiles=[
-        msgspec.structs.replace(record().profiles[0], rooflines=record().profiles[0].rooflines[:1])
-    ])  # fmt: skip
-    headings, rows = roofline_rows([record(), other])
-    assert headings == ["rtx-sm86-int8, batch 1", "rtx-sm86-int8, batch 1 to 16", "x, batch 1"]
-    first, second = list(rows.values())[:2]
-    assert first[0] == first[2] and second[2] == "" and second[0].endswith(" %")
+def test_rooflines_of_plans_for_other_gpus_are_another_table() -> None:
+    one = record().profiles[0]
+    other = msgspec.structs.replace(one, rooflines=one.rooflines[:1])
+    none = msgspec.structs.replace(one, rooflines=[])
+    first, second = rooflines([record(), msgspec.structs.replace(record("x"), profiles=[other, none])])
+    assert [title for title, _ in first.rows] == ["rtx-sm86-int8, batch 1", "rtx-sm86-int8, batch 1 to 16"]
+    assert second.gpus == first.gpus[:1] and [title for title, _ in second.rows] == ["x, batch 1"]
+    assert second.rows[0][1] == first.rows[0][1][:1] and second.rows[0][1][0].endswith(" %")
 
 
 def test_page_shows_tables_and_bars_of_plans() -> None:

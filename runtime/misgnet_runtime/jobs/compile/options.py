@@ -37,7 +37,7 @@ class CompileOptions:
     )
     choose: Literal["fastest", "fp16", "int8"] = option(
         "fastest",
-        help="Engine that --engine auto takes afterwards: the fastest one here, or that of the named precision.",
+        help="Engine that --engine auto takes afterwards: the fastest here, or of one precision (compiles no other).",
     )
     minutes: float = option(0.5, help="Minutes of measurement per engine, excluding opening and warm-up.")
     again: bool = option(False, help="Compile even if a plan with the same options exists.")
