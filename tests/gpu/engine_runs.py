@@ -18,12 +18,12 @@ from misgnet_runtime.measure.bench.report import BenchReport
 
 GPU_KINDS = ("rtx", "tensorrt", "onnxruntime-cuda")
 BATCHES = (1, 4)
-BENCH_SECONDS = 3
+BENCH_TIMES = ("--seconds", "3", "--warm-up", "3")
 # By exit code, see misgnet_runtime.errors: a GPU or library that is missing is no failure.
 _OUTCOMES: Mapping[int | None, Outcome] = {0: "passed", 5: "not supported", None: "out of time"}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EngineRuns:
     """Runs the commands on one bundle and collects what they report.
 
@@ -80,7 +80,7 @@ class EngineRuns:
     def _bench(self) -> None:
         report = self.work / "bench.json"
         batches = [word for batch in BATCHES for word in ("--batch", str(batch))]
-        options = [*_options(self.engines), *batches, "--seconds", str(BENCH_SECONDS), "--json", str(report)]
+        options = [*_options(self.engines), *batches, "--streams", "1", *BENCH_TIMES, "--json", str(report)]
         if self._command("bench", "misgnet_runtime.cli", "bench", *options, "--force") == "passed":
             self.timings = msgspec.json.decode(report.read_bytes(), type=BenchReport).timings
 

@@ -59,7 +59,10 @@ def run_parts(machine: Machine, budget: Budget, given: argparse.Namespace, work:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MISGNET_CACHE": str(work / "cache")}
     steps: list[Step] = []
     tests = network = None
-    engines = EngineRuns(given.bundle or HERE / "bundle", _tiles(given.eval), work, budget, environment)
+    engines = EngineRuns(
+        bundle=given.bundle or HERE / "bundle", tiles=_tiles(given.eval), work=work, budget=budget,
+        environment=environment,
+    )  # fmt: skip
     for part in budget.parts:
         print(f"{part}: at most {budget.left(part):.0f} s", file=sys.stderr, flush=True)
         if part == "driver":

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,12 +32,12 @@ from misgnet_runtime.storage.schema import encode
 
 DIFFERENT = 8  # tiles that are drawn; larger batches repeat them
 ROUND_SECONDS = 0.05
-MODES: tuple[Mode, ...] = ("eager", "graph", "compile", "compile and graph")
+MODES: tuple[Mode, ...] = ("eager", "graph", "compile")  # of steps; a GPU also captures what it compiled
 Call = Callable[[], Any]
 Images = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """What the measurement needs to know of a device."""
 
@@ -67,10 +68,10 @@ class Device:
 def this_device(cpu: bool) -> Device:
     """Returns the GPU, or with ``cpu`` the processor."""
     if not cpu:
-        return Device("cuda", torch.float16, tile=256, rounds=5, batches=(1, 4, 16, 64), modes=MODES)
+        return Device(name="cuda", dtype=torch.float16, tile=256, rounds=5, batches=(1, 4, 16, 64), modes=MODES)
     bf16 = not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return Device("cpu", dtype, tile=128, rounds=3, batches=(1, 2), modes=("eager", "compile"))
+    return Device(name="cpu", dtype=dtype, tile=128, rounds=3, batches=(1, 2), modes=("eager", "compile"))
 
 
 def scopes(half: HalfNetwork, images: Images) -> dict[Scope, Call]:
@@ -168,38 +169,42 @@ class Measurement:
         torch.compiler.reset()  # PyTorch stops compiling a function after some shapes
         images = demo_images(batch, self.device)
         expected = self.network(*images)
-        calls: dict[tuple[Form, Scope], Call] = {}
+        calls: dict[tuple[Form, Mode, Scope], Call] = {}
         agreements = []
         for form, half in self.forms.items():
             for scope, eager in scopes(half, images).items():
-                if scope != "whole" and mode.startswith("compile"):
+                if scope != "whole" and mode == "compile":
                     continue  # compiling each part, too, would take most of the time of this part
-                call, output = self._prepared(mode, eager, half, images)
-                calls[form, scope] = call
-                if scope == "whole":
-                    found = call()
-                    equal, difference = agreement(found if output is None else output, expected)
-                    agreements.append(
-                        Agreement(form=form, mode=mode, batch=batch, equal_pixels=equal, largest_difference=difference)
-                    )
+                for variant, call, output in self._prepared(mode, eager, half, images):
+                    calls[form, variant, scope] = call
+                    if scope == "whole":
+                        found = call()
+                        equal, largest = agreement(found if output is None else output, expected)
+                        agreements.append(
+                            Agreement(
+                                form=form, mode=variant, batch=batch, equal_pixels=equal, largest_difference=largest
+                            )
+                        )
         times = timed(calls, self.device)
         self.runs.agreements.extend(agreements)
         self.runs.times.extend(
-            NetworkTime(form=form, mode=mode, scope=scope, batch=batch, microseconds=times[form, scope][0],
-                        spread=times[form, scope][1])
-            for form, scope in calls
-        )  # fmt: skip
+            NetworkTime(form=form, mode=variant, scope=scope, batch=batch, microseconds=micro, spread=spread)
+            for (form, variant, scope), (micro, spread) in times.items()
+        )
 
-    def _prepared(self, mode: Mode, eager: Call, half: HalfNetwork, images: Images) -> tuple[Call, Any]:
-        """Returns the call of a mode, and the output that it writes to; None: the call returns its output."""
+    def _prepared(
+        self, mode: Mode, eager: Call, half: HalfNetwork, images: Images
+    ) -> Iterator[tuple[Mode, Call, Tensor | None]]:
+        """Yields the calls of a step, and the output that each writes to; None: the call returns its output."""
         if mode == "eager":
-            return eager, None
-        if mode == "graph":
-            return captured(eager)
-        compiled = torch.compile(half, dynamic=False, fullgraph=True)
-        if mode == "compile":
-            return lambda: compiled(*images), None
-        return captured(lambda: compiled(*images))
+            yield mode, eager, None
+        elif mode == "graph":
+            yield mode, *captured(eager)
+        else:
+            compiled = partial(torch.compile(half, dynamic=False, fullgraph=True), *images)
+            yield mode, compiled, None
+            if self.device.name == "cuda":
+                yield "compile and graph", *captured(compiled)
 
     def _note(self, mode: Mode, batch: int, outcome: Outcome, reason: str, start: float | None = None) -> None:
         seconds = 0.0 if start is None else time.monotonic() - start

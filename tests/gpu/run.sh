@@ -13,13 +13,11 @@ if [ "${1:-}" = "--list" ]; then
   exit
 fi
 
-# Installs the wheels, unless the same ones are installed. A Jetson's TensorRT and PyTorch come with the system.
+# Installs the wheels, unless the same ones are installed. TensorRT and PyTorch may come with the system, as on a Jetson.
 install_wheels() {
   listed=$(cd "$wheels" && cksum -- *.txt && ls -l -- *.whl)
   if [ -f "$environment/installed" ] && [ "$listed" = "$(cat "$environment/installed")" ]; then return; fi
-  site=''
-  if [ -f /etc/nv_tegra_release ]; then site=--system-site-packages; fi
-  python3 -m venv --clear $site "$environment"
+  python3 -m venv --clear --system-site-packages "$environment"
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$wheels" \
     -r "$wheels/requirements.txt"
   printf '%s\n' "$listed" >"$environment/installed"

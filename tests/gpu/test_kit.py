@@ -20,6 +20,7 @@ from gpu.record import (
     PARTS,
     Agreement,
     DriverTests,
+    Form,
     Machine,
     NetworkRuns,
     NetworkTime,
@@ -42,12 +43,11 @@ MACHINE = Machine(
     host={"processor": "CPU", "cores": 2, "memory_gib": 8.0, "features": []},
 )  # fmt: skip
 TIMING = Timing("rtx-sm86", "float16", 1, 100, 1.25, 1.5, 2.0, 800.0)
-ON_DEVICE = "to be compiled on the device"
 
 
 def on_device(name: str, kind: Any, precision: str = "float16") -> EngineEntry:
     graph = INT8.graph
-    return EngineEntry(name, kind, graph, graph, precision, "", ["sm86"], compiled=ON_DEVICE)
+    return EngineEntry(name, kind, graph, graph, precision, "", ["sm86"], compiled="to be compiled on the device")
 
 
 class Commands:
@@ -91,7 +91,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Commands]:
 
 
 def engine_part(bundle: Path, work: Path, tiles: Path | None = None, limit: float = 720.0) -> EngineRuns:
-    runs = EngineRuns(bundle, tiles, work, Budget(limit, PARTS, 0.0, lambda: 0.0), {})
+    budget = Budget(limit, PARTS, 0.0, lambda: 0.0)
+    runs = EngineRuns(bundle=bundle, tiles=tiles, work=work, budget=budget, environment={})
     runs.run()
     return runs
 
@@ -196,9 +197,10 @@ def test_the_selected_tests_exist_and_are_skipped_without_a_gpu(tmp_path: Path) 
 
 
 def sample(**changes: Any) -> Record:
+    forms: list[tuple[Form, float]] = [("original", 300.0), ("stacked", 100.0)]
     times = [
         NetworkTime(form=form, mode="graph", scope="guidance", batch=4, microseconds=micro, spread=1.01)
-        for form, micro in (("original", 300.0), ("stacked", 100.0))
+        for form, micro in forms
     ]
     agreements = [Agreement(form="stacked", mode="graph", batch=4, equal_pixels=0.99987, largest_difference=0.06)]
     steps = [
@@ -246,6 +248,21 @@ def test_the_files_are_named_after_the_device_and_can_be_read(tmp_path: Path) ->
 
 def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
     assert commit(tmp_path) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build", "540.4.0"),
+        ("", ""),
+    ],
+)
+def test_the_version_of_nvidias_driver_is_read(text: str, version: str, tmp_path: Path) -> None:
+    file = tmp_path / "proc/driver/nvidia/version"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert machine._nvidia_driver(tmp_path) == version
 
 
 def test_without_a_gpu_one_line_and_exit_code_5(

@@ -20,7 +20,7 @@ from misgnet import load_network
 from misgnet_export.graph.half_network import HalfNetwork
 from support.paths import DEMO_WEIGHTS
 
-SMALL = Device("cpu", torch.float32, tile=64, rounds=2, batches=(1, 2), modes=("eager",))
+SMALL = Device(name="cpu", dtype=torch.float32, tile=64, rounds=2, batches=(1, 2), modes=("eager",))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,16 @@ def test_a_mode_that_fails_leaves_the_others(network: Any, tmp_path: Path) -> No
     assert runs.steps[0].reason and {one.mode for one in runs.times} == {"eager"}
 
 
+def test_only_the_whole_network_is_compiled(network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler is imitated: compiling takes minutes here."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    runs = measured(network, dataclasses.replace(SMALL, batches=(1,), modes=("compile",)), tmp_path / "runs.json")
+    assert [(one.form, one.mode, one.scope) for one in runs.times] == [
+        ("original", "compile", "whole"), ("stacked", "compile", "whole")
+    ]  # fmt: skip
+    assert [step.name for step in runs.steps] == ["compile, batch 1"] and len(runs.agreements) == 2
+
+
 def test_nothing_starts_after_the_time(network: Any, tmp_path: Path) -> None:
     runs = measured(network, SMALL, tmp_path / "runs.json", seconds=-1)
     assert [step.outcome for step in runs.steps] == ["out of time"] * 2 and not runs.times
@@ -95,7 +105,7 @@ def test_calls_are_timed_in_alternating_rounds() -> None:
             order.append(call())
             return count * {"a": 1e-3, "b": 2e-3}[call()]
 
-    device = Fake("cpu", torch.float32, tile=64, rounds=3, batches=(), modes=())
+    device = Fake(name="cpu", dtype=torch.float32, tile=64, rounds=3, batches=(), modes=())
     found = timed({"a": lambda: "a", "b": lambda: "b"}, device)
     assert found == {"a": (pytest.approx(1000), pytest.approx(1)), "b": (pytest.approx(2000), pytest.approx(1))}
     assert order == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]

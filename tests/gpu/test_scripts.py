@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def checkout(tmp_path: Path) -> Path:
     """The scripts in a checkout of their own, so that they write no wheels into this one."""
     folder = tmp_path / "checkout" / "tests" / "gpu"
     folder.mkdir(parents=True)
-    for name in ("run.sh", "carry.sh", "requirements.txt"):
+    for name in ("run.sh", "carry.sh", "requirements.txt", "requirements-small.txt"):
         shutil.copy(ROOT / "tests" / "gpu" / name, folder / name)
     (tmp_path / "python").write_text(FAKE_PYTHON)
     (tmp_path / "python").chmod(0o755)
@@ -89,17 +90,28 @@ def carried(checkout: Path, tmp_path: Path, *arguments: str) -> list[str]:
 
 
 def test_carry_downloads_wheels_for_the_other_machines_python(checkout: Path, tmp_path: Path) -> None:
-    wheel, download = carried(checkout, tmp_path, "-w", "-y", "3.13")
-    assert "pip wheel" in wheel and wheel.endswith(str(checkout.parents[1]))
+    wheel, rtx, download = carried(checkout, tmp_path, "-w", "-y", "3.13", "torch<2.11")
+    assert (
+        "pip wheel" in wheel
+        and wheel.endswith(str(checkout.parents[1]))
+        and rtx.endswith(" tensorrt-rtx tensorrt-rtx-cu13")
+    )
     assert "--only-binary=:all:" in download and "--python-version 3.13" in download
     requirements = checkout / "wheels" / "requirements.txt"
     assert "--platform manylinux_2_28_x86_64" in download and download.endswith(f"-r {requirements}")
-    assert requirements.read_text() == (checkout / "requirements.txt").read_text()
+    assert requirements.read_text() == (checkout / "requirements.txt").read_text() + "torch<2.11\n"
+
+
+def test_carry_leaves_out_pytorch_where_the_machine_has_it(checkout: Path, tmp_path: Path) -> None:
+    _, download = carried(checkout, tmp_path, "-n", "-w")
+    assert "pip download" in download
+    requirements = (checkout / "wheels" / "requirements.txt").read_text()
+    assert "safetensors" in requirements and not {"torch", "rtx"} & set(re.split(r"\W+", requirements))
 
 
 def test_carry_fills_a_wheelhouse_for_a_jetson(checkout: Path, tmp_path: Path) -> None:
     house, download = carried(checkout, tmp_path, "-w", "-p", "jetpack6")
-    assert f"wheelhouse jetpack6 -o {checkout / 'wheels'}" in house
+    assert f"wheelhouse --platform jetpack6 -o {checkout / 'wheels'}" in house
     assert "--python-version 3.10" in download and "manylinux_2_28_aarch64" in download and "pytest" in download
     assert (checkout / "wheels" / "requirements.txt").read_text().split() == ["listed", "misgnet-export", "pytest"]
 
@@ -111,7 +123,7 @@ def test_carry_builds_a_bundle_of_the_demo_weights(checkout: Path, tmp_path: Pat
     assert "--target jetson-orin --target jetson-thor --ship-eval" in build and "misgnet_synthetic" in build
 
 
-@pytest.mark.parametrize("arguments", [["-p", "windows"], ["-x"], ["more"]])
+@pytest.mark.parametrize("arguments", [["-p", "windows"], ["-x"]])
 def test_carry_refuses_unknown_arguments(arguments: list[str], tmp_path: Path) -> None:
     done = sh(CARRY, *arguments, folder=tmp_path)
     assert done.returncode == 2 and done.stderr and not done.stdout

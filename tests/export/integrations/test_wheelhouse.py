@@ -21,6 +21,7 @@ from misgnet_export.integrations.wheelhouse import (
     fill_wheelhouse,
     install_lines,
     missing,
+    own_project,
 )
 from misgnet_runtime.errors import InputError, UnavailableError
 from support.paths import ROOT
@@ -35,6 +36,10 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = [line for line in PROJECT["optional-dependencies"]["tensorrt"] if ";" not in line]
     lines = [*PROJECT["dependencies"], *(f'{line}; extra == "tensorrt"' for line in gpu)]
     monkeypatch.setattr(wheelhouse, "requires", lambda _: lines)
+
+
+def test_the_own_project_is_the_checkout_that_runs() -> None:
+    assert own_project() == str(ROOT)
 
 
 class Pip:
