@@ -19,7 +19,7 @@ pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
-from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16, Recipe
+from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM, OPENVINO, RTX, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.statistics.observers import Range
 from misgnet_export.evidence import decode_plan_record
 from misgnet_export.graph.half import with_half_features
@@ -46,7 +46,7 @@ KERNEL = Kernel("k", "decode1", "move", "float16", 0, 10, 20)
 NO_NETWORK: Any = None  # none of these targets converts it
 REQUEST = request_of(tile=SIDE, split=True)
 RECIPES = pytest.mark.parametrize(
-    "recipe", [None, CPU, CPU_ARM, OPENVINO, TENSORRT, TENSORRT_FP16], ids=lambda r: r.name if r else "float"
+    "recipe", [None, CPU, CPU_ARM, OPENVINO, RTX, TENSORRT, TENSORRT_FP16], ids=lambda r: r.name if r else "float"
 )
 
 
@@ -192,7 +192,7 @@ def test_only_the_head_reads_rounded_features() -> None:
 
 
 def test_float16_features_are_not_rounded_again() -> None:
-    model = graph_for(TENSORRT)
+    model = graph_for(RTX)
     assert with_half_features(model, INTERFACE) == model
 
 
