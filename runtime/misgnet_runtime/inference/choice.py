@@ -86,7 +86,7 @@ class Variant(Struct, frozen=True):
 def _kernels(profiles: Iterable[PlanProfile]) -> Iterator[str]:
     for one in profiles:
         if one.kernels is not None:
-            moved = "" if one.bytes_moved is None else f" that move {one.bytes_moved / 1e6:.0f} MB"
+            moved = "" if one.bytes_moved is None else f", {one.bytes_moved / 1e6:.1f} MB moved"
             yield f"{plural(one.kernels, 'kernel')}{moved} for a batch of {one.batches[1]}"
 
 

@@ -33,7 +33,7 @@ from misgnet_runtime.bundle.manifest import Interface, PlanProfile, SplitEntry
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from misgnet_runtime.engines.tensorrt import Plan, PlanCompatibility, PlanLayers, PlanOptions
-from misgnet_runtime.engines.tensorrt.layers import Kernel, ProfileLayers
+from misgnet_runtime.engines.tensorrt.layers import Kernel, ProfileLayers, described
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.split_detector import SplitDetector
@@ -301,6 +301,7 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
         bound = PlanCompatibility(
             vendor="rtx", vendor_version="1.2", compute_capabilities=("sm86",), platform="linux-x86_64"
         )
+        layers = PlanLayers([ProfileLayers([KERNEL] * count, 100 * count) for count in (1, 2)])
         return Plan(
             data=b"plan of " + graph,
             compatibility=bound,
@@ -308,7 +309,8 @@ def test_target_with_plans_compiles_whole_graph_encoder_and_head(
             network_layers=3,
             quantize_layers=0,
             dequantize_layers=0,
-            layers=PlanLayers([ProfileLayers([KERNEL] * count, 100 * count) for count in (1, 2)]),
+            layers=layers,
+            profiles=described(options.profiles, layers),
         )
 
     monkeypatch.setattr(engines, "compile_plan", compile_plan)

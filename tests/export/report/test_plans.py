@@ -38,9 +38,10 @@ def record(engine: str = "rtx-sm86-int8", layers: PlanLayers | None = None, part
     bound = PlanCompatibility(
         vendor="rtx", vendor_version="1.7.1", compute_capabilities=("sm86",), platform="linux-x86_64"
     )
+    found = layers or PlanLayers([ProfileLayers(KERNELS, 7_000_000), ProfileLayers(KERNELS[:2], 28_000_000)])
     plan = Plan(
         data=b"", compatibility=bound, seconds=1, network_layers=1, quantize_layers=0, dequantize_layers=0,
-        layers=layers or PlanLayers([ProfileLayers(KERNELS, 7_000_000), ProfileLayers(KERNELS[:2], 28_000_000)]),
+        layers=found, profiles=(),
     )  # fmt: skip
     options = PlanOptions(vendor="rtx", profiles=((1, 1, 1), (1, 4, 16)))
     return plan_record(engine, part, "int8+float16", plan, options)

@@ -514,8 +514,8 @@ def test_the_commands_show_the_choice_and_its_figures(
     out = capsys.readouterr().out
     assert f"measured by misgnet-run compile on Fake GPU, {AGX}, " in out
     assert (
-        f"  {FP16}: 100.000 % of the golden tiles' pixels agree; no gate was run; tensorrt 10.3.0; 8.00 ms for one "
-        "pair; 250.0 pairs/s for many pairs\n" in out
+        f"  {FP16}: 100.000 % of the golden tiles' pixels agree; no gate was run; tensorrt 10.3.0; 1 kernel, 0.0 MB "
+        "moved for a batch of 4; 8.00 ms for one pair; 250.0 pairs/s for many pairs\n" in out
     )
     assert f"  chosen for many pairs: {FP16}: FP16 is faster than INT8 here (4.00 against 5.00 ms)\n" in out
     assert f"--engine auto selects {FP16} (chosen by misgnet-run compile)" in out

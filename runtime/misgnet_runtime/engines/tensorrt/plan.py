@@ -52,6 +52,6 @@ class Plan:
     quantize_layers: int
     dequantize_layers: int
     layers: PlanLayers  # the kernels that TensorRT made of them
-    profiles: tuple[PlanProfile, ...] = ()  # as requested, with what one inference of each costs
+    profiles: tuple[PlanProfile, ...]  # as requested, with what one inference of each costs
     warnings: tuple[str, ...] = ()  # of TensorRT; repeated ones carry a count
     notes: tuple[str, ...] = ()  # of this package, such as an unused timing cache
