@@ -41,8 +41,8 @@ def open_driver() -> CudaDriver:
             return opened
     if installed:
         raise UnavailableError(
-            f"no CUDA driver can be used ({'; '.join(reasons)}); install or update the NVIDIA driver, or install a "
-            "cuda-python that is not newer than the driver: for JetPack 6, pip install 'cuda-python>=12.6.1,<12.9'"
+            f"no CUDA driver can be used ({'; '.join(reasons)}); install or update the NVIDIA driver, or a "
+            "cuda-python that is not newer than it (JetPack 6: 'cuda-python>=12.6.1,<12.9')"
         )
     raise UnavailableError(
         f"no CUDA library for Python can be imported ({'; '.join(reasons)}); install one with: "
