@@ -49,7 +49,7 @@ from misgnet_calibration.algorithms.accuracy_control.groups import group_name
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.placement import activations, int8_share, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
-from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, Recipe
+from misgnet_calibration.quantizer.recipes import CPU, RTX, TENSORRT, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_export.evidence import ControlRecord, record_of
@@ -739,9 +739,9 @@ def test_groups_are_tied_by_the_activations_they_share():
         d_sum = Add (b_out, c_out)  y = Relu (d_sum)
     }"""
     graph = Graph(parsed(text, {"w": np.ones((16, 16, 1, 1), np.float32)}))
-    cpu, tensorrt = quantizer_sites(graph, CPU), quantizer_sites(graph, TENSORRT)
+    cpu, rtx = quantizer_sites(graph, CPU), quantizer_sites(graph, RTX)
     assert ties_of(groups_of(graph, cpu), cpu) == (("a", "b", "c"),)  # a ends in INT8, which b and c read
-    assert ties_of(groups_of(graph, tensorrt), tensorrt) == (("b", "c"),)
+    assert ties_of(groups_of(graph, rtx), rtx) == (("b", "c"),)
     assert ties_of(groups_of(graph, cpu, "stage")[:1], cpu[:1]) == ()
 
 

@@ -191,6 +191,10 @@ def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
     assert "jetson-orin-int8, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
+# On a GPU, INT8 pays only in places: see docs/benchmarks/plans.md.
+LEAST_INT8 = {"tensorrt": 0.45, "rtx": 0.25}
+
+
 def test_quantized_graphs_are_small_and_mostly_quantized(each_bundle: Path) -> None:
     manifest = decode_manifest(each_bundle / "manifest.json")
     sizes = {f.path: f.size for f in manifest.files}
@@ -198,8 +202,9 @@ def test_quantized_graphs_are_small_and_mostly_quantized(each_bundle: Path) -> N
         if entry.recipe == "tensorrt-fp16":
             assert sizes[entry.graph] <= 0.6 * sizes["graphs/float.onnx"] and entry.shares()["float16"] > 0.8
             continue
-        assert sizes[entry.graph] <= 0.4 * sizes["graphs/float.onnx"]
-        assert entry.int8_share_of_multiply_adds > 0.9
+        on_gpu = entry.recipe in LEAST_INT8
+        assert sizes[entry.graph] <= (0.6 if on_gpu else 0.4) * sizes["graphs/float.onnx"]
+        assert entry.int8_share_of_multiply_adds > LEAST_INT8.get(entry.recipe, 0.9)
 
 
 def test_evidence_covers_every_engine_and_tile(each_bundle: Path) -> None:
