@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -41,6 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Moves the longest files to the front; dev.py makes the processes take files in this order."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what the imported modules hold out of garbage collections, of which each compiled plan runs a full one."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
