@@ -166,15 +166,19 @@ class Operator:
     step: float | None  # of the output; None if it is not quantized
     sums: np.ndarray  # output before it is quantized
     bias_rounding: np.ndarray  # maximum rounding error of the quantized bias, by output channel
+    float16: bool  # whether the graph rounds the output and its step to float16
 
     def at_edge(self) -> np.ndarray:
         """Returns a mask of outputs so close to the middle between two quantized values that both are correct.
 
         The bias of the network is not quantized, and the last digits of float32 sums depend on the processor. Both
-        errors are at most a few hundredths of a step.
+        errors are at most a few hundredths of a step. Rounding to float16 changes an output, a sum before the bias and
+        a step by up to 2^-11 each; inputs and weights that cancel add up to 0.015 steps.
         """
         assert self.step is not None
-        return near_edge(self.sums / self.step, 1e-3 + self.bias_rounding / self.step)
+        position = self.sums / self.step
+        rounding = np.maximum(0.015, 3 * 2.0**-11 * np.abs(position)) if self.float16 else 0.0
+        return near_edge(position, 1e-3 + self.bias_rounding / self.step + rounding)
 
 
 def near_edge(position: np.ndarray, distance: np.ndarray | float) -> np.ndarray:
@@ -254,7 +258,7 @@ def run_operators(found: Written, data: Path) -> dict[str, Operator]:
         rounding = steps.activation.scale * scale[:, None, None] / 2 if site.bias else np.zeros(1)
         relu, step = site.output not in (None, node.output[0]), steps.output and steps.output.scale
         result[site.node.rpartition("/")[0]] = Operator(
-            x=x, y=y, relu=relu, step=step, sums=sums, bias_rounding=rounding
+            x=x, y=y, relu=relu, step=step, sums=sums, bias_rounding=rounding, float16=found.graph.recipe.float16
         )
     return result
 
