@@ -16,7 +16,7 @@ from misgnet_runtime.accuracy.limit import DEFAULT_MIN_F1_RATIO, F1Limit, reques
 from misgnet_runtime.bundle import MAX_TEXT, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, Target
 from misgnet_runtime.engines.openvino import load_openvino
-from misgnet_runtime.engines.tensorrt import PlanOptions, check_options
+from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, dynamic_profile
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import check_processor
 from misgnet_runtime.options import check, option
@@ -212,7 +212,7 @@ class BuildRequest:
         static = tuple((batch, batch, batch) for batch in self.plan_batches or sorted({1, min(4, largest)}))
         return PlanOptions(
             vendor=product.engine, compute_capabilities=target.compute_capabilities,
-            profiles=((1, min(4, largest), largest),) if product.from_program else static,
+            profiles=(dynamic_profile(largest),) if product.from_program else static,
         )  # fmt: skip
 
 

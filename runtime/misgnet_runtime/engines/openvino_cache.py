@@ -90,11 +90,7 @@ def keep(key: CompiledKey, graph: CompiledGraph) -> None:
     if len(data) > COMPILED_GRAPH_BYTES:
         return
     try:
-        folder = _folder()
-        folder.prepare()
-        with folder.locked("stores a compiled graph"):
-            folder.make_room(_SUFFIX, len(data), COMPILED_GRAPHS_BYTES)
-            folder.write_sealed(key.name, data)
+        _folder().write_within(COMPILED_GRAPHS_BYTES, key.name, data, "stores a compiled graph")
     except NoFolderError:
         return
     except (InputError, StorageError, OSError) as error:

@@ -168,11 +168,17 @@ class PrivateFolder:
         with self._opened() as folder, suppress(FileNotFoundError):
             folder.remove(name)
 
-    def make_room(self, suffix: str, size: int, limit: int) -> None:
-        """Removes what killed processes left, and the oldest files with ``suffix`` until ``size`` bytes more fit.
+    def write_within(self, limit: int, name: str, data: bytes, what: str) -> None:
+        """Writes a sealed file; first removes the oldest ones with its suffix, until all take at most ``limit`` bytes.
 
-        ``limit``: the most bytes that all files with ``suffix`` may have. Call it while the folder is ``locked``.
+        Also removes what killed processes left. ``what``: as of :meth:`locked`. Creates the folder if it is missing.
         """
+        self.prepare()
+        with self.locked(what):
+            self._make_room(Path(name).suffix, len(data), limit)
+            self.write_sealed(name, data)
+
+    def _make_room(self, suffix: str, size: int, limit: int) -> None:
         found = []
         for name in self.names():
             if name.startswith("."):

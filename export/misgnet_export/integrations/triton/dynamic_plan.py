@@ -9,7 +9,7 @@ from msgspec import structs
 from misgnet_runtime.bundle import Bundle, EngineEntry
 from misgnet_runtime.bundle.golden import golden_of
 from misgnet_runtime.engines.cuda import open_driver
-from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, compile_plan, open_plan
+from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, compile_plan, dynamic_profile, open_plan
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.jobs.compile.progress import BuildProgress
@@ -63,4 +63,4 @@ def compile_dynamic(bundle: Bundle, entry: EngineEntry) -> ServedFile:
 
 
 def _options(largest: int) -> PlanOptions:
-    return PlanOptions(vendor="tensorrt", profiles=((1, min(4, largest), largest),))
+    return PlanOptions(vendor="tensorrt", profiles=(dynamic_profile(largest),))

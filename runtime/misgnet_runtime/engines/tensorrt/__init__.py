@@ -11,10 +11,10 @@ from misgnet_runtime.engines.tensorrt.compiler import check_options, compile_pla
 from misgnet_runtime.engines.tensorrt.engine import open_plan
 from misgnet_runtime.engines.tensorrt.layers import PlanLayers
 from misgnet_runtime.engines.tensorrt.logger import one_line
-from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
+from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions, dynamic_profile
 
 __all__ = [
     "MachineCompatibility", "Plan", "PlanCompatibility", "PlanLayers", "PlanOptions", "check_options",
-    "check_plan_fits", "compile_plan", "load_vendor", "one_line", "open_plan", "parse_version", "this_platform",
-    "vendor_version",
+    "check_plan_fits", "compile_plan", "dynamic_profile", "load_vendor", "one_line", "open_plan", "parse_version",
+    "this_platform", "vendor_version",
 ]  # fmt: skip

@@ -67,11 +67,7 @@ class KernelCache:
     def _write(self, data: bytes) -> None:
         """Writes the file, and removes the oldest ones if all take too much room. Logs a failure."""
         try:
-            folder = _folder()
-            folder.prepare()
-            with folder.locked("stores compiled kernels"):
-                folder.make_room(_SUFFIX, len(data), COMPILED_KERNELS_TOTAL_BYTES)
-                folder.write_sealed(self._name, data)
+            _folder().write_within(COMPILED_KERNELS_TOTAL_BYTES, self._name, data, "stores compiled kernels")
         except NoFolderError:
             return
         except (InputError, StorageError, OSError) as error:

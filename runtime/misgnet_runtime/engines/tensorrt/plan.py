@@ -11,6 +11,11 @@ from misgnet_runtime.engines.tensorrt.layers import PlanLayers
 from misgnet_runtime.errors import UsageError
 
 
+def dynamic_profile(largest: int) -> tuple[int, int, int]:
+    """Returns the optimization profile of a plan for all batches from 1 to ``largest``."""
+    return 1, min(4, largest), largest
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """Options of the compiler.
