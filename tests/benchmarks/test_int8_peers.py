@@ -29,7 +29,7 @@ from benchmarks.int8_peers.graphs import Graph, Task, candidates
 from benchmarks.int8_peers.report import Made, Report, Row, table
 from benchmarks.int8_peers.timing import Speed, measure, speed
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.manifest import Interface
+from misgnet_runtime.bundle.manifest import Interface, Normalization
 from misgnet_runtime.bundle.preprocessing import normalise
 from misgnet_runtime.bundle.quantization import Calibration
 from misgnet_runtime.bundle.reader import Bundle
@@ -154,7 +154,7 @@ def test_tiles_are_written_in_order(tmp_path: Path, form: Any) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["after.npy", "before.npy"]
     for name, expected in zip(("before", "after"), graphs.images(5), strict=True):
         found = np.load(folder / f"{name}.npy")
-        assert np.array_equal(found, expected if form == "uint8" else normalise(expected))
+        assert np.array_equal(found, expected if form == "uint8" else normalise(expected, Normalization()))
 
 
 def test_predictions_are_replayed_tile_by_tile(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from misgnet_runtime.bundle.manifest import (
     EngineEntry,
     Interface,
     Manifest,
-    Preprocessing,
     SplitEntry,
     TensorEntry,
 )
@@ -170,7 +169,7 @@ def _manifest(root: Path, interface: Interface, engines: list[EngineEntry]) -> M
         interface=interface,
         inputs=interface.inputs(),
         outputs=interface.outputs(),
-        preprocessing=Preprocessing(where="in the graph" if interface.input == "uint8" else "in the runtime"),
+        preprocessing=interface.preprocessing(),
         source_weights_sha256="0" * 64,
         calibration=Calibration(8, "0" * 64, 0, "no tiles"),
         quantization=[Quantization("graphs/int8.onnx", "cpu", 1, 8, 1.0, "none")],

@@ -42,6 +42,6 @@ class Deployed(nn.Module):
         entries = self.interface.inputs()
         shape = [2 if n == -1 else n for n in entries[0].shape]
         before, after = (torch.rand(shape, generator=generator) for _ in entries)
-        if self.interface.input == "uint8":
+        if self.interface.raw:
             return (before * 255).to(torch.uint8), (after * 255).to(torch.uint8)
         return before, after

@@ -24,7 +24,6 @@ from misgnet_runtime.bundle import (
     SCHEMA_VERSION,
     Calibration,
     Manifest,
-    Preprocessing,
     SplitEntry,
     describe_files,
 )
@@ -153,7 +152,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         interface=interface,
         inputs=interface.inputs(),
         outputs=interface.outputs(),
-        preprocessing=Preprocessing(where="in the graph" if interface.input == "uint8" else "in the runtime"),
+        preprocessing=interface.preprocessing(),
         source_weights_sha256=draft.sets.weights_sha256,
         calibration=_calibration(request, draft),
         quantization=[g.quantization for g in draft.graphs if g.quantization],

@@ -13,7 +13,7 @@
 Other packages import the names below from here. This import does not load NumPy; ``golden`` and ``preprocessing`` do.
 """
 
-from misgnet_runtime.bundle.fields import MANIFEST, MAX_TEXT, SIGNATURE
+from misgnet_runtime.bundle.fields import MANIFEST, MAX_CONFIG, MAX_TEXT, SIGNATURE
 from misgnet_runtime.bundle.manifest import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,6 +27,8 @@ from misgnet_runtime.bundle.manifest import (
     Manifest,
     MeasuredOverlap,
     MeasuredTile,
+    ModelEntry,
+    Normalization,
     OutputForm,
     PlanProfile,
     Preprocessing,
@@ -48,9 +50,9 @@ from misgnet_runtime.bundle.quantization import (
 from misgnet_runtime.bundle.reader import Bundle, describe_files, read_bundle, read_unsigned
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "MANIFEST", "MAX_TEXT", "SCHEMA_VERSION", "SIGNATURE", "Bundle", "Calibration",
-    "EngineEntry", "EngineKind", "FileEntry", "GateRule", "InputForm", "Int8Numbers", "Interface", "Manifest",
-    "MeasuredOverlap", "MeasuredTile", "NodePlacement", "OutputForm", "PlacementRule", "PlanProfile", "Preprocessing",
-    "Quantization", "Release", "RepairEntry", "SplitEntry", "Steps", "TensorEntry", "decode_manifest", "describe_files",
-    "head_inputs", "read_bundle", "read_unsigned",
+    "IMAGENET_MEAN", "IMAGENET_STD", "MANIFEST", "MAX_CONFIG", "MAX_TEXT", "SCHEMA_VERSION", "SIGNATURE", "Bundle",
+    "Calibration", "EngineEntry", "EngineKind", "FileEntry", "GateRule", "InputForm", "Int8Numbers", "Interface",
+    "Manifest", "MeasuredOverlap", "MeasuredTile", "ModelEntry", "NodePlacement", "Normalization", "OutputForm",
+    "PlacementRule", "PlanProfile", "Preprocessing", "Quantization", "Release", "RepairEntry", "SplitEntry",
+    "Steps", "TensorEntry", "decode_manifest", "describe_files", "head_inputs", "read_bundle", "read_unsigned",
 ]  # fmt: skip

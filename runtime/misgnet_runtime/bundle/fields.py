@@ -11,6 +11,7 @@ SIGNATURE = "model.sig"  # the name that OpenSSF Model Signing uses
 
 # No real text is longer, and the time to lay out a table grows with the square of a cell's length.
 MAX_TEXT = 4096
+MAX_CONFIG = 1 << 16  # characters of a build's configuration file
 Name = Annotated[str, Meta(max_length=200, pattern=r"\A[ -~]*\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 # Names become parts of paths and of other programs' settings, so only characters that are safe in all of them.

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from misgnet_runtime.bundle.fields import EngineName, FilePath, Name, TensorName, Text
+from misgnet_runtime.bundle.fields import MAX_CONFIG, EngineName, FilePath, Name, TensorName, Text
 from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
+from misgnet_runtime.pixels import LARGEST, MOST_BANDS, PixelFormat, Samples
 from misgnet_runtime.storage.files import is_not_regular_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
@@ -28,7 +29,7 @@ READ_VERSIONS = (1, 2)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-InputForm = Literal["uint8", "float32"]
+InputForm = Literal["uint8", "uint16", "float32"]
 OutputForm = Literal["probability", "logits", "mask"]
 # The value that must stay within the limit: the measured F1 drop or ratio, or the worse end of its interval.
 GateRule = Literal["point", "upper"]
@@ -50,6 +51,17 @@ class TensorEntry(Struct, frozen=True):
     layout: Name
 
 
+class Normalization(Struct, frozen=True):
+    """The conversion of stored values to the network's input: (value * scale - mean) / std, per band."""
+
+    # Factor that pixels are multiplied by first.
+    scale: Annotated[float, Meta(gt=0)] = 1 / 255
+    # Mean of each band after scaling; it is subtracted.
+    mean: Annotated[tuple[float, ...], Meta(min_length=1, max_length=MOST_BANDS)] = IMAGENET_MEAN
+    # Standard deviation of each band after scaling; the difference is divided by it.
+    std: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1, max_length=MOST_BANDS)] = IMAGENET_STD
+
+
 class Interface(Struct, frozen=True):
     """The format of the graph's inputs and output."""
 
@@ -57,10 +69,40 @@ class Interface(Struct, frozen=True):
     tile: Annotated[int, Meta(ge=1, le=1 << 14)]
     # The largest batch size B.
     max_batch: Annotated[int, Meta(ge=1, le=1 << 16)]
-    # "uint8": raw RGB (B, T, T, 3), normalised in the graph; "float32": normalised (B, 3, T, T).
+    # "uint8" or "uint16": raw images (B, T, T, C), normalised in the graph; "float32": normalised (B, C, T, T).
     input: InputForm = "uint8"
     # "probability": float32 (B, T, T); "logits": float32 (B, 2, T, T); "mask": uint8 (B, T, T).
     output: OutputForm = "probability"
+    # Bands of each date, C.
+    bands: Annotated[int, Meta(ge=1, le=MOST_BANDS)] = 3
+    # Data type of raw images; also that of ``input`` unless it is "float32".
+    samples: Samples = "uint8"
+    # Conversion of raw images to the network's input.
+    normalization: Normalization = msgspec.field(default_factory=Normalization)
+
+    @property
+    def raw(self) -> bool:
+        """Whether the graph reads raw images and normalises them itself."""
+        return self.input != "float32"
+
+    @property
+    def layout(self) -> Literal["NHWC", "NCHW"]:
+        """Order of the axes of the graph's inputs."""
+        return "NHWC" if self.raw else "NCHW"
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The format of raw images. Their neutral value is the mean, which is normalised to about 0."""
+        largest, scale = LARGEST[self.samples], self.normalization.scale
+        neutral = tuple(min(largest, max(0, round(mean / scale))) for mean in self.normalization.mean)
+        return PixelFormat(self.bands, self.samples, neutral)
+
+    def preprocessing(self) -> Preprocessing:
+        """Returns the manifest's statement about the conversion of pixels."""
+        bands = ["red", "green", "blue"] if self.bands == 3 else [f"band {i}" for i in range(1, self.bands + 1)]
+        how = self.normalization
+        where: Literal["in the graph", "in the runtime"] = "in the graph" if self.raw else "in the runtime"
+        return Preprocessing(bands=bands, scale=how.scale, mean=how.mean, std=how.std, where=where)
 
     def inputs(self) -> list[TensorEntry]:
         return [self._image(date) for date in _DATES]
@@ -76,9 +118,9 @@ class Interface(Struct, frozen=True):
         return [TensorEntry(self.output, dtype, [-1, self.tile, self.tile], "NHW")]
 
     def _image(self, name: str) -> TensorEntry:
-        if self.input == "uint8":
-            return TensorEntry(name, "uint8", [-1, self.tile, self.tile, 3], "NHWC")
-        return TensorEntry(name, "float32", [-1, 3, self.tile, self.tile], "NCHW")
+        if self.raw:
+            return TensorEntry(name, self.input, [-1, self.tile, self.tile, self.bands], self.layout)
+        return TensorEntry(name, "float32", [-1, self.bands, self.tile, self.tile], self.layout)
 
 
 def head_inputs(features: list[TensorEntry]) -> list[TensorEntry]:
@@ -94,9 +136,9 @@ class Preprocessing(Struct, frozen=True):
     # Factor that pixels are multiplied by first.
     scale: float = 1 / 255
     # Mean of each band after scaling; it is subtracted.
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, ...] = IMAGENET_MEAN
     # Standard deviation of each band after scaling; the difference is divided by it.
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[float, ...] = IMAGENET_STD
     # How pixels without data are treated.
     nodata: Text = "refused: transparent pixels are an error"
     # Part of the program that preprocesses.
@@ -203,6 +245,27 @@ class Release(Struct, frozen=True):
     expires: Text | None = None
 
 
+class ModelEntry(Struct, frozen=True):
+    """The network that the bundle was built from, as the build found it or as it was declared."""
+
+    # "misgnet": a checkpoint of this project's network; "onnx": a file; "pytorch": a factory in the user's own code.
+    source: Literal["misgnet", "onnx", "pytorch"]
+    # Name of the file, or the factory: "net.onnx", "net.py:make".
+    name: Text
+    # How the network takes both dates: "pair": two inputs; "stacked": (B, 2C, H, W); "time": (B, 2, C, H, W).
+    io: Literal["pair", "stacked", "time"] = "pair"
+    # Order of the axes of its images.
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    # What it outputs: "logits2", "logit1", "probability1", "probability2" or "classes:N".
+    output: Name = "logits2"
+    # The classes that count as changed, for "classes:N".
+    changed: Annotated[list[Count], Meta(max_length=1000)] = msgspec.field(default_factory=list)
+    # Number of parameters; null: not known.
+    parameters: Count | None = None
+    # Metres per pixel of the training data; null: not declared.
+    resolution: Annotated[float, Meta(gt=0)] | None = None
+
+
 class MeasuredOverlap(Struct, frozen=True):
     """Maps of validation images with one overlap of tiles; each image is mapped twice, whole and cut.
 
@@ -298,6 +361,10 @@ class Manifest(Struct, frozen=True):
     overlap_from: Text = "a quarter of a tile"
     # Outputs of the encoders of split engines for the images of one date.
     features: list[TensorEntry] = msgspec.field(default_factory=list)
+    # The network; null: a MISGNet of a bundle that does not state it.
+    model: ModelEntry | None = None
+    # The resolved options of the build, as TOML for ``misgnet-export build --config``; empty if not kept.
+    config: Annotated[str, Meta(max_length=MAX_CONFIG)] = ""
     # Product, time and expiry; null if ``misgnet-export sign`` did not prepare the bundle.
     release: Release | None = None
 
@@ -369,9 +436,6 @@ def read_manifest_bytes(path: Path) -> bytes:
 def _contradiction(m: Manifest) -> str | None:
     """Returns how a manifest contradicts itself or what this version computes; None if it does not."""
     paths = {f.path for f in m.files}
-    where: Literal["in the graph", "in the runtime"] = (
-        "in the graph" if m.interface.input == "uint8" else "in the runtime"
-    )
     unlisted = [name for engine in m.engines for name in engine.all_files() if name not in paths]
     split = any(engine.split for engine in m.engines)
     graphs = [engine.name for engine in m.engines if engine.on_device and engine.kind not in ("rtx", "tensorrt")]
@@ -397,6 +461,10 @@ def _contradiction(m: Manifest) -> str | None:
         "states min_f1_ratio, which schema 1 does not have": m.schema_version == 1 and m.min_f1_ratio is not None,
         "has inputs that contradict its interface": m.inputs != m.interface.inputs(),
         "has outputs that contradict its interface": m.outputs != m.interface.outputs(),
-        "has a preprocessing that this version does not support": m.preprocessing != Preprocessing(where=where),
+        f"has {m.interface.input} input, but {m.interface.samples} samples": m.interface.raw
+        and m.interface.input != m.interface.samples,
+        f"has {m.interface.bands} bands, but a mean or standard deviation of another number": {m.interface.bands}
+        != {len(m.interface.normalization.mean), len(m.interface.normalization.std)},
+        "has a preprocessing that contradicts its interface": m.preprocessing != m.interface.preprocessing(),
     }
     return next((problem for problem, holds in found.items() if holds), None)

@@ -96,7 +96,7 @@ def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[n
 
 def as_input(images: NDArray[np.uint8], interface: Interface) -> NDArray[Any]:
     """Converts uint8 RGB tiles (B, T, T, 3) of one date to the graph's input."""
-    return images if interface.input == "uint8" else normalise(images)
+    return images if interface.raw else normalise(images, interface.normalization)
 
 
 def to_probability(output: NDArray[Any], interface: Interface) -> Probability:

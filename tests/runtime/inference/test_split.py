@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from misgnet_runtime.bundle.checked import CheckedFiles
-from misgnet_runtime.bundle.manifest import EngineEntry, head_inputs
+from misgnet_runtime.bundle.manifest import EngineEntry, Normalization, head_inputs
 from misgnet_runtime.bundle.preprocessing import normalise
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
@@ -85,7 +85,7 @@ def test_float32_images_are_normalised_before_the_encoder() -> None:
     pixels, _ = images(2, TILE, TILE)
     interface = replace(INTERFACE, input="float32")
     with SplitDetector(FloatEncoder(), watched("float_head"), interface, FEATURES) as parts:
-        np.testing.assert_array_equal(np.concatenate(parts.encode(pixels), 1), normalise(pixels))
+        np.testing.assert_array_equal(np.concatenate(parts.encode(pixels), 1), normalise(pixels, Normalization()))
 
 
 def test_the_heads_inputs_start_with_the_features_of_before() -> None:
