@@ -64,7 +64,7 @@ def run_build(root: Path) -> None:
 
     given = root / "in"
     request = BuildRequest(
-        weights=given, calib=given, val=given, evaluation=given, output=root / "out/bundle", force=True
+        source=str(given), calib=given, val=given, evaluation=given, output=root / "out/bundle", force=True
     )
     with _replaced(module, _run_stages=stages, write_bundle=manifest, check_request=lambda _: None):
         from rich.console import Console

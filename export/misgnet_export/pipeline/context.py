@@ -21,11 +21,9 @@ class BuildContext:
     root: Path  # folder that the bundle is written to
     log: StageLog
     policy: AccuracyPolicy
+    interface: Interface  # inputs and outputs of all engines
     check_tiles: tuple[Tile, ...]  # on which every stage's graph is compared with the graph before
-
-    @property
-    def interface(self) -> Interface:
-        return self.request.interface
+    weights_sha256: str = ""  # of the bytes that the network was decoded from
 
     def with_log(self, log: StageLog) -> BuildContext:
         return replace(self, log=log)

@@ -40,7 +40,7 @@ from support.bundles import FLOAT, INT8, make_bundle
 from support.fake_cuda import FakeDriver
 from support.paths import DEMO_WEIGHTS as WEIGHTS
 
-REQUEST = request_of("torch-tensorrt", weights=WEIGHTS, tile=64)
+REQUEST = request_of("torch-tensorrt", source=str(WEIGHTS), tile=64)
 OPTIONS = PlanOptions(vendor="tensorrt", profiles=((1, 2, 3),))
 GRAPHS = [
     GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1),

@@ -102,7 +102,7 @@ def test_request_expands_its_default_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", choose_here)
     given = request_of("cpu")
-    paths = {name: getattr(given, name) for name in ("weights", "calib", "evaluation", "output")}
+    paths = {name: getattr(given, name) for name in ("source", "calib", "evaluation", "output")}
     request = BuildRequest(**paths)
     assert request.targets == request.targets == (Target("cpu"), Target("openvino-int8-bf16"))
     assert request.auto is not None and request.auto.targets == request.targets and calls == ["chosen"]

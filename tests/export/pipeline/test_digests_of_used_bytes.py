@@ -67,7 +67,7 @@ def build(data: Path, weights: Path, *more: object) -> int:
 def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
     """Runs the first stages of a build."""
     request = BuildRequest(
-        weights=weights, calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
+        source=str(weights), calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
         requested=(Target("cpu"),), tile=32, max_batch=2, calib_tiles=16,
     )  # fmt: skip
     return request, load_sets(request, StageLog(Console(quiet=True)))[0]
