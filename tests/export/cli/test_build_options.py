@@ -15,11 +15,13 @@ pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 from misgnet_export.cli import main as cli
 from misgnet_export.pipeline import build as pipeline
 from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.sources.options import ModelOptions, parse_output
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.errors import InputError
 from support.commands import exit_code
+from support.paths import DEMO_WEIGHTS
 
-REQUIRED = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
+REQUIRED: dict[str, Any] = {"source": "w", "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
 GIVEN = ("misgnet-export", "build", "w", "--calib", "c", "--eval", "e", "-o", "o")
 # By field: its options on the command line, and its value. Every field with a default gets a different value here.
 OTHERS: dict[str, tuple[list[object], Any]] = {
@@ -52,7 +54,20 @@ OTHERS: dict[str, tuple[list[object], Any]] = {
     "ship_eval": (["--ship-eval", 5], 5),
     "timing_cache": (["--timing-cache", "t"], Path("t")),
     "split": (["--split"], True),
-}
+    "model": (
+        [
+            "--weights", "x.pt", "--state-key", "net", "--model-io", "time", "--model-inputs", "a",
+            "--model-output-name", "y", "--model-output", "classes:4", "--changed", "3,1", "--bands", 4,
+            "--samples", "uint16", "--normalization", "half", "--mean", "0.1,-0.2", "--std", "1e-3", "--scale", 1e4,
+            "--multiple", 8, "--resolution", 0.5, "--keep-float32", "head.*", "--keep-float32", "a,b",
+        ],
+        ModelOptions(
+            weights=Path("x.pt"), state_key="net", model_io="time", model_inputs=("a",), model_output_name="y",
+            model_output=parse_output("classes:4"), changed=(1, 3), bands=4, samples="uint16", normalization="half",
+            mean=(0.1, -0.2), std=(1e-3,), scale=1e4, multiple=8, resolution=0.5, keep_float32=("head.*", "a,b"),
+        ),
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -88,6 +103,16 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
     assert all(getattr(default, name) != value for name, (_, value) in OTHERS.items())
 
 
+def test_everything_that_is_missing_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(cli.main, "misgnet-export", "build", "--calib", "c") == 2
+    assert capsys.readouterr().err == "error: missing: SOURCE, --eval FOLDER, -o FOLDER\n"
+
+
+def test_help_marks_the_required_options() -> None:
+    params = typer.main.get_command(cli.app).commands["build"].params
+    assert {param.name for param in params if param.required} == {"source", "calib", "eval", "output"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -104,7 +129,6 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
         (["--min-f1-ratio", "99.9"], "--min-f1-ratio is 99.9; it must be more than 0 and at most 1"),
         (["--min-f1-ratio", "nan"], "--min-f1-ratio is nan"),
         (["--max-f1-drop", "inf"], "--max-f1-drop is inf; expected a finite number of points"),
-        (["--tile", "100"], "--tile is 100; it must be a multiple of 32"),
         (["--tile", "large"], "--tile is 'large'; it must be a number of pixels, or: auto"),
         (["--tile", "auto"], "--tile auto requires --val"),
         (["--max-batch", "1"], "--max-batch is 1"),
@@ -119,3 +143,9 @@ def test_invalid_options_are_rejected_by_name(
 ) -> None:
     assert exit_code(cli.main, *GIVEN, *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tile_that_the_network_does_not_support_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("misgnet-export", "build", DEMO_WEIGHTS, *GIVEN[3:], "--tile", 100)
+    assert exit_code(cli.main, *words) == 2
+    assert "--tile is 100; it must be a multiple of 32, at least 32" in capsys.readouterr().err
