@@ -211,7 +211,7 @@ def test_page_and_table_say_that_f1_was_not_measured_without_labels() -> None:
 
 
 def test_signs_of_a_wrong_declaration_are_caveats() -> None:
-    page = page_of(data_of(report_of([parity([0] * 4)]), warnings=["F1 is better with the dates swapped"]))
+    page = shown(report_of([parity([0] * 4)]), warnings=["F1 is better with the dates swapped"])
     assert "F1 is better with the dates swapped" in page.text
 
 
