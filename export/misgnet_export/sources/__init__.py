@@ -3,6 +3,7 @@
 float_model         the value, and what every source offers
 options             the options that describe a network
 declaration         what a network is: as found in it, and as declared by the user
+resolve             merges both, refuses contradictions and asks for what is missing
 misgnet_checkpoint  weights of this project's network
 deploy              adds preprocessing and postprocessing to the graph of any other network
 reference           the same in NumPy, for predictors that parity is measured against
