@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from misgnet_calibration.quantizer.known_modules import MISGNET, KnownModules
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy, BuildRequest
 from misgnet_runtime.bundle import Interface
@@ -22,6 +23,7 @@ class BuildContext:
     log: StageLog
     policy: AccuracyPolicy
     check_tiles: tuple[Tile, ...]  # on which every stage's graph is compared with the graph before
+    known: KnownModules = MISGNET  # what placement, float16 and accuracy control may conclude from names of modules
 
     @property
     def interface(self) -> Interface:
