@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest, with_interface
@@ -45,7 +46,7 @@ def context_of(
     request: BuildRequest, root: Path = Path("nowhere"), check_tiles: Iterable[Tile] = (), log: StageLog | None = None
 ) -> BuildContext:
     log = log or StageLog(Console(quiet=True))
-    return BuildContext(request, root, log, request.policy, interface_of(request), tuple(check_tiles))
+    return BuildContext(request, root, log, request.policy, interface_of(request), tuple(check_tiles), known=MISGNET)
 
 
 def interface_of(request: BuildRequest) -> Interface:

@@ -91,7 +91,7 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     check_model(request, model)
     sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
-    context = BuildContext(request, root, log, request.policy, interface, check_tiles, source.sha256)
+    context = BuildContext(request, root, log, request.policy, interface, check_tiles, source.sha256, model.known)
     graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
@@ -120,7 +120,9 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
 
 
 def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[WrittenGraph]:
-    recipes = [_placed(recipe, context.request) for recipe in recipes_of(context.request.targets)]
+    recipes = [
+        _placed(context.known.applied_to(recipe), context.request) for recipe in recipes_of(context.request.targets)
+    ]
     if not recipes:
         return []
     starts = _calibrate(context, graph, sets, recipes)

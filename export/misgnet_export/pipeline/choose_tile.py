@@ -73,8 +73,9 @@ def choose_tile(request: BuildRequest, source: Source, root: Path, log: StageLog
 def _measure(request: BuildRequest, source: Source, scenes: Sequence[Scene], root: Path, log: StageLog) -> MeasuredTile:
     request, interface = with_interface(request, source)
     tile, check_tiles = interface.tile, open_tiles(request.calib, interface).spread(CHECK_TILES)
-    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()))
-    graph = make_float_graph(context, source.float_model(interface))
+    model = source.float_model(interface)
+    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()), known=model.known)
+    graph = make_float_graph(context, model)
     overlaps = [overlap for overlap in overlaps_of(tile) if overlap <= tile // 4]
     with log.stage(f"measure tile {tile}") as stage, detector_of(graph.model, interface) as detector:
         begin = time.perf_counter()
