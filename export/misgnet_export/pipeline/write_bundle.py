@@ -84,7 +84,7 @@ def _report_data(
 ) -> ReportData:
     calib = draft.sets.calib
     return ReportData(
-        title=f"MISGNet bundle “{request.output.name}”",
+        title=f"Bundle “{request.output.name}”",
         created=timestamp(),
         passed=draft.evidence.parity.passed,
         summary=[
