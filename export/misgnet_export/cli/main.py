@@ -14,7 +14,7 @@ from misgnet_runtime.storage.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet-export",
-    "Compile a trained change-detection network, MISGNet or your own, into engines, each verified against the float model. "
+    "Compile a trained change-detection network into engines, each verified against the float model. "
     "Exit codes: 2 usage error, 3 failed gate, 4 bad input, 5 missing device or library.",
 )
 
