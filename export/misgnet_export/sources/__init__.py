@@ -5,6 +5,8 @@ options             the options that describe a network
 declaration         what a network is: as found in it, and as declared by the user
 resolve             merges both, refuses contradictions and asks for what is missing
 misgnet_checkpoint  weights of this project's network
+deploy              adds preprocessing and postprocessing to the graph of any other network
+reference           the same in NumPy, for predictors that parity is measured against
 """
 
 from __future__ import annotations
