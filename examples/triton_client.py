@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from misgnet_runtime.inference.tiled import predict_scene
-from misgnet_runtime.raster.images import Mask, RgbImage, read_pair, write_mask
+from misgnet_runtime.raster.images import Image, Mask, read_pair, write_mask
 from misgnet_runtime.storage.atomic import replace_file
 
 
@@ -43,7 +43,7 @@ class RemoteModel:
         assert output is not None
         return output.astype(np.float32)
 
-    def mask(self, before: RgbImage, after: RgbImage) -> Mask:
+    def mask(self, before: Image, after: Image) -> Mask:
         """Returns the change mask, bool (H, W), for images of any size, uint8 (H, W, 3)."""
         found = predict_scene(self.predict, before, after, self.tile, batch=self.batch, overlap=self.overlap)
         return found > self.threshold

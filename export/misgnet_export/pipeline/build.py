@@ -11,6 +11,7 @@ from rich.console import Console
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_export.pipeline.calibrate import Calibrated, calibrate
+from misgnet_export.pipeline.check_declaration import check_declaration
 from misgnet_export.pipeline.choose_overlap import measure_overlap
 from misgnet_export.pipeline.choose_tile import choose_tile
 from misgnet_export.pipeline.compile import make_engines
@@ -22,7 +23,7 @@ from misgnet_export.pipeline.leave_out import leave_out_misses
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantize import RecipeGraph, quantize_recipe
-from misgnet_export.pipeline.request import BuildRequest, check_request, with_interface
+from misgnet_export.pipeline.request import BuildRequest, check_model, check_request, with_interface
 from misgnet_export.pipeline.result import Draft, Evidence, FloatGraph, GraphFile, Sets, WrittenGraph
 from misgnet_export.pipeline.ship_tiles import ship_evaluation, ship_golden_tiles
 from misgnet_export.pipeline.split import split_graphs
@@ -87,21 +88,23 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
             stage.finding = f"auto stands for {names} ({request.auto.reason})"
     request, interface = with_interface(request, source)
     model = source.float_model(interface)
+    check_model(request, model)
     sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
-    context = BuildContext(request, root, log, request.policy, interface, check_tiles, source.sha256)
+    context = BuildContext(request, root, log, request.policy, interface, check_tiles, source.sha256, model.known)
     graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
         context = context.with_threshold(tuned.threshold)
     graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
     engines, reference = _compile_and_evaluate_reference(context, graphs, model, sets.evaluation)
+    warnings = check_declaration(context, source, model, sets.evaluation, reference)
     parity, pictures = evaluate_engines(
         engines, sets.evaluation, reference, files=root, interface=interface, policy=context.policy, log=log
     )
     draft = Draft(
         source=source, interface=interface, sets=sets, graphs=graphs, engines=engines,
-        evidence=Evidence(parity, pictures), tuned=tuned,
+        evidence=Evidence(parity, pictures, warnings=warnings), tuned=tuned,
     )  # fmt: skip
     draft = leave_out_misses(context, draft)
     parity = draft.evidence.parity
@@ -117,7 +120,9 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
 
 
 def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[WrittenGraph]:
-    recipes = [_placed(recipe, context.request) for recipe in recipes_of(context.request.targets)]
+    recipes = [
+        _placed(context.known.applied_to(recipe), context.request) for recipe in recipes_of(context.request.targets)
+    ]
     if not recipes:
         return []
     starts = _calibrate(context, graph, sets, recipes)

@@ -11,6 +11,7 @@ from misgnet_export.pipeline.agreement import detector_of
 from misgnet_export.pipeline.choose_overlap import TOLERANCE, choose_overlap
 from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.float_graph import make_float_graph
+from misgnet_export.pipeline.loading import open_tiles
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest, with_interface
 from misgnet_export.pipeline.result import ChosenTile
@@ -47,7 +48,7 @@ def choose_tile(request: BuildRequest, source: Source, root: Path, log: StageLog
         GateFailed: A graph disagrees with the network.
     """
     assert request.val is not None, "check_request"
-    tiles = TileSet.open(request.val, max(TILES))
+    tiles = TileSet.open(request.val, max(TILES), with_interface(replace(request, tile=TILES[0]), source)[1].pixels)
     scenes = scenes_of(tiles, max(TILES))
     if not scenes:
         height, width = smallest_size(max(TILES))
@@ -71,9 +72,10 @@ def choose_tile(request: BuildRequest, source: Source, root: Path, log: StageLog
 
 def _measure(request: BuildRequest, source: Source, scenes: Sequence[Scene], root: Path, log: StageLog) -> MeasuredTile:
     request, interface = with_interface(request, source)
-    tile, check_tiles = interface.tile, TileSet.open(request.calib, interface.tile).spread(CHECK_TILES)
-    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()))
-    graph = make_float_graph(context, source.float_model(interface))
+    tile, check_tiles = interface.tile, open_tiles(request.calib, interface).spread(CHECK_TILES)
+    model = source.float_model(interface)
+    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()), known=model.known)
+    graph = make_float_graph(context, model)
     overlaps = [overlap for overlap in overlaps_of(tile) if overlap <= tile // 4]
     with log.stage(f"measure tile {tile}") as stage, detector_of(graph.model, interface) as detector:
         begin = time.perf_counter()

@@ -25,7 +25,7 @@ def make_float_graph(context: BuildContext, start: FloatModel) -> FloatGraph:
     """
     expected = predict_tiles(start.predict, context.check_tiles, batch=len(context.check_tiles))
     exported = _checked(context, "export to ONNX", start.export, expected, ("the exported graph", start.reference))
-    simplify = partial(simplify_graph, exported.model)
+    simplify = partial(simplify_graph, exported.model, norms_fold=start.network is not None)
     described = ("the simplified graph", "the exported one")
     simplified = _checked(context, "simplify", simplify, exported.predictions, described)
     graph = _rewritten(context, "rewrite", simplified)

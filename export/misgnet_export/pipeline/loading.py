@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from misgnet_calibration.statistics.tile_selection import (
     FeatureExtractor,
@@ -15,6 +16,7 @@ from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Sets
 from misgnet_export.sources.float_model import FloatModel
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
@@ -28,15 +30,14 @@ _REPRESENT = "representative of the set: stratified by change and brightness, sp
 def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
     """Loads the three sets. Raises InputError for damaged files and for images in two sets."""
     with log.stage("read the tiles") as stage:
-        tile = model.interface.tile
-        calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
-        val = TileSet.open(request.val, tile) if request.val else None
+        calib, evaluation = (open_tiles(path, model.interface) for path in (request.calib, request.evaluation))
+        val = open_tiles(request.val, model.interface) if request.val else None
         _check_sets(calib, val, evaluation, stage.progress)
         decision = val.spread(_DECISION_TILES) if val is not None else None
         _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
         stage.finding = (
             f"{plural(len(calib), 'calibration tile')}, {plural(len(val or ()), 'validation tile')}, "
-            f"{plural(len(evaluation), 'evaluation tile')}"
+            f"{plural(len(evaluation), 'evaluation tile')}{'' if evaluation.labelled else ', without labels'}"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FewTilesWarning)
@@ -46,6 +47,11 @@ def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
     return Sets(
         calib=chosen, val=val, decision=decision, evaluation=evaluation, chosen=how, selection=selection,
     )  # fmt: skip
+
+
+def open_tiles(path: Path, interface: Interface) -> TileSet:
+    """Finds the tiles of a set, whose folder may lack labels. Raises InputError as :meth:`TileSet.open`."""
+    return TileSet.open(path, interface.tile, interface.pixels, labels="optional")
 
 
 def _select(

@@ -24,7 +24,7 @@ from misgnet_runtime.machine import check_processor
 from misgnet_runtime.options import check, group, option
 
 if TYPE_CHECKING:
-    from misgnet_export.sources.float_model import Source
+    from misgnet_export.sources.float_model import FloatModel, Source
 
 _TILE = 256  # default, in pixels
 _SMALLEST_TILE = 32
@@ -290,6 +290,20 @@ def with_interface(request: BuildRequest, source: Source) -> tuple[BuildRequest,
         tile, batch, form, request.output_form, bands=what.bands, samples=what.samples, normalization=what.normalization
     )
     return replace(request, tile=tile, max_batch=batch), interface
+
+
+def check_model(request: BuildRequest, model: FloatModel) -> None:
+    """Raises UsageError if the request asks for something that its network does not offer."""
+    if request.split and not model.splits:
+        raise UsageError(
+            "--split: the network does not encode the dates separately, as far as is known; leave --split out, or give "
+            "a PyTorch factory whose network has encode(image) and compare(features_a, features_b)"
+        )
+    plans = [target for target in request.targets if product_of(target).has_plan]
+    if model.network is None and (programs := [one.name for one in plans if product_of(one).from_program]):
+        raise UsageError(f"--target {programs[0]} is for a MISGNet checkpoint; use --target tensorrt or rtx-smNN")
+    if plans and model.interface.input == "uint16":
+        raise UsageError(f"--target {plans[0].name}: TensorRT reads no uint16 images; add --input float32")
 
 
 def _check_threshold(request: BuildRequest) -> None:

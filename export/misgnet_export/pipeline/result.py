@@ -131,6 +131,7 @@ class Evidence:
     parity: ParityReport
     pictures: Mapping[str, list[TilePicture]]  # by engine
     timings: list[Timing] = field(default_factory=list)  # empty if the gate failed
+    warnings: list[str] = field(default_factory=list)  # signs that the network was declared wrongly
 
 
 @dataclass(frozen=True, kw_only=True)

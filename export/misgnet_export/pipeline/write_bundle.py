@@ -89,6 +89,7 @@ def _report_data(
         passed=draft.evidence.parity.passed,
         summary=[
             ("Network", f"{draft.source.entry.name}, SHA-256 {draft.source.sha256[:16]}"),
+            ("Network's form", "; ".join(draft.source.findings)),
             ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
@@ -105,6 +106,7 @@ def _report_data(
             ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
+        warnings=draft.evidence.warnings,
         timings=draft.evidence.timings,
         machine=machine,
         stages=stages,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import onnx
 
 from misgnet.network import MISGNet
+from misgnet_calibration.quantizer.known_modules import UNKNOWN, KnownModules
 from misgnet_calibration.statistics.tile_selection import FeatureExtractor
 from misgnet_export.sources.declaration import Declaration
 from misgnet_runtime.bundle import Interface, ModelEntry
@@ -25,7 +26,7 @@ class FloatModel:
     reference: str  # its name: "PyTorch float32"
     features: FeatureExtractor | None = None  # of its encoder, to select tiles by; None: it has no known encoder
     splits: bool = False  # whether its graph joins the dates once and encodes both, so that it can be split
-    float32_scopes: Mapping[str, str] = field(default_factory=dict)  # patterns of modules that stay float32: reason
+    known: KnownModules = UNKNOWN  # what placement, float16 and accuracy control may conclude from names of modules
     network: MISGNet | None = None  # for Torch-TensorRT, which compiles a program; None: it cannot
 
 

@@ -16,18 +16,18 @@ from misgnet.checkpoint import read_network
 from misgnet.evaluation import predict_probability
 from misgnet.network import MISGNet
 from misgnet.tensors import normalise, unit_range
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.statistics.tile_selection import FeatureExtractor
 from misgnet_export.graph.export import export_graph
 from misgnet_export.sources.declaration import Declaration
 from misgnet_export.sources.float_model import FloatModel, Source
-from misgnet_export.sources.options import ModelOptions
+from misgnet_export.sources.options import KEEP_FLOAT32, ModelOptions
 from misgnet_export.sources.torch_threads import tile_per_core
 from misgnet_runtime.bundle import Interface, ModelEntry
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.errors import UsageError
 
 MULTIPLE = 32  # of the tile size: the encoder divides it by 2, five times
-FLOAT32_SCOPES = {"MGLNet*": "guidance: its exponents exceed half precision"}
 _ALLOWED = ("--resolution", "--keep-float32")
 _HALVED_FROM = 128  # px; half the resolution distinguishes tiles equally well in a quarter of the time
 
@@ -40,12 +40,11 @@ class MisgnetCheckpoint(Source):
     keep_float32: tuple[str, ...] = ()
 
     def float_model(self, interface: Interface) -> FloatModel:
-        asked = dict.fromkeys(self.keep_float32, "--keep-float32")
         return FloatModel(
             interface=interface, export=partial(export_graph, self.network, interface),
             predict=torch_predictor(self.network), reference="PyTorch float32",
-            features=encoder_features(self.network), splits=True, float32_scopes={**FLOAT32_SCOPES, **asked},
-            network=self.network,
+            features=encoder_features(self.network), splits=True, network=self.network,
+            known=MISGNET.keeping_float32(self.keep_float32, KEEP_FLOAT32),
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ Preset = Literal["imagenet", "half", "unit", "none"]
 OutputKind = Literal["logits2", "logit1", "probability1", "probability2", "classes"]
 
 PANEL = "The network (an ONNX file or a PyTorch factory; a MISGNet checkpoint needs none of these)"
+KEEP_FLOAT32 = "--keep-float32"  # the reason of nodes that match its patterns
 _MOST_CLASSES = 1000
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.bundle.manifest import Interface, TensorEntry
 from misgnet_runtime.bundle.preprocessing import normalise
-from misgnet_runtime.callables import Predict, RgbImage
+from misgnet_runtime.callables import Image, Predict
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.tiled import predict_scene
@@ -55,7 +55,7 @@ class ChangeDetector:
         """Same as :meth:`probability`; raises GateFailed for NaN and Inf, which a threshold would call unchanged."""
         return require_finite(self.probability(before, after), f"the engine on {self.engine.device}")
 
-    def scene_probability(self, before: RgbImage, after: RgbImage, *, overlap: int, batch: int) -> Probability:
+    def scene_probability(self, before: Image, after: Image, *, overlap: int, batch: int) -> Probability:
         """Returns the probability of change, float32 (H, W), of a pair of any size, uint8 (H, W, 3).
 
         See :func:`predict_scene`. Raises GateFailed for NaN or Inf.

@@ -7,14 +7,14 @@ from itertools import groupby, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Predict, RgbImage
+from misgnet_runtime.callables import Image, Predict
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.blending import RowBlender, lay_out
 from misgnet_runtime.raster.tiling import Span
 
 
 def predict_scene(
-    predict: Predict, before: RgbImage, after: RgbImage, tile: int, *, batch: int, overlap: int
+    predict: Predict, before: Image, after: Image, tile: int, *, batch: int, overlap: int
 ) -> NDArray[np.float32]:
     """Returns the probability of change, float32 (H, W), of an image pair: tiles are predicted and blended.
 
@@ -50,7 +50,7 @@ def predict_scene(
     return result
 
 
-def check_pair(before: RgbImage, after: RgbImage) -> None:
+def check_pair(before: Image, after: Image) -> None:
     """Raises InputError unless both dates are uint8 (H, W, 3) of the same size, with at least one pixel."""
     for date, image in (("before", before), ("after", after)):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

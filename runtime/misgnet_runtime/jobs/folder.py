@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.callables import Image, Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.inference.detector import Probability
@@ -248,8 +248,8 @@ class _Tile:
 
     pair: _Pair
     place: Place
-    before: RgbImage  # uint8 (T, T, 3), like ``after``
-    after: RgbImage
+    before: Image  # uint8 (T, T, 3), like ``after``
+    after: Image
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,8 @@ class _Batch:
     """Tiles of one or more pairs."""
 
     tiles: list[_Tile]
-    before: RgbImage  # uint8 (B, T, T, 3), like ``after``
-    after: RgbImage
+    before: Image  # uint8 (B, T, T, 3), like ``after``
+    after: Image
 
 
 def _batches(tiles: Iterator[_Tile], size: int) -> Generator[_Batch, None, None]:

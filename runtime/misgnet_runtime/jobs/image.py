@@ -7,7 +7,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import Manifest
 from misgnet_runtime.bundle.reader import read_bundle
-from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.callables import Image
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import format_change
@@ -104,7 +104,7 @@ def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
 
 
 def predict_images(
-    opened: Opened, before: RgbImage, after: RgbImage, output: Path, *, manifest: Manifest, options: SceneOptions
+    opened: Opened, before: Image, after: Image, output: Path, *, manifest: Manifest, options: SceneOptions
 ) -> Prediction:
     """Writes the mask of two images, uint8 (H, W, 3), as ``output``, atomically.
 

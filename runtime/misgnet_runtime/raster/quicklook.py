@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import PIL.Image
 
-from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.callables import Image
 from misgnet_runtime.raster.geotiff import load_rasterio, open_geotiff
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.scaling import Scaling
@@ -30,10 +30,10 @@ def write_quicklook(path: Path, pair: Pair, scalings: tuple[Scaling, Scaling], c
     spans = Span(0, pair.grid.height).split(strip)
     with open_geotiff(load_rasterio("a scene"), change) as classes:
         picture = np.concatenate([_lines(pair, scalings, classes, rows, step) for rows in spans])
-    Image.fromarray(picture).save(path, format="PNG")
+    PIL.Image.fromarray(picture).save(path, format="PNG")
 
 
-def _lines(pair: Pair, scalings: tuple[Scaling, Scaling], classes: Any, rows: Span, step: int) -> RgbImage:
+def _lines(pair: Pair, scalings: tuple[Scaling, Scaling], classes: Any, rows: Span, step: int) -> Image:
     """Returns the picture's lines for ``rows``, uint8 (h, 3 w, 3)."""
     columns = Span(0, pair.grid.width)
     pixels = pair.read(scalings, rows, columns)

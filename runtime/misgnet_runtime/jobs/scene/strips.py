@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.raster.blending import Layout
 from misgnet_runtime.raster.tiling import Span, reflect
 from misgnet_runtime.raster.unreadable import UnreadableBlock
@@ -48,7 +48,7 @@ class Strip:
         """Returns the strip's columns that one of its tiles covers."""
         return self.layout.columns.window(tile).within(self.columns)
 
-    def stack(self, image: RgbImage, tiles: Sequence[int]) -> RgbImage:
+    def stack(self, image: Image, tiles: Sequence[int]) -> Image:
         """Returns some of the tiles, uint8 (B, T, T, 3), cut from the strip's pixels, uint8 (h, w, 3).
 
         A scene smaller than a tile is extended by reflection.
