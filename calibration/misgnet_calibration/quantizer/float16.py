@@ -114,9 +114,7 @@ def _add_coordinates(graph: Graph, name: str, found: dict[str, str]) -> None:
 def _is_square(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type == "Mul":
         return bool(node.input[0] == node.input[1])
-    return (
-        node.op_type == "Pow" and node.input[1] in graph.constants and bool((graph.constant(node.input[1]) == 2).all())
-    )
+    return node.op_type == "Pow" and node.input[1] in graph.constants and bool((graph.constant(node.input[1]) == 2).all())
 
 
 def _defined_for_float16(node: onnx.NodeProto, opset: int) -> bool:

@@ -20,7 +20,6 @@ _PANEL = "Options in a file, and checks"
 
 
 @takes_options
-<<<<<<< HEAD
 def build(
     given: Annotated[Given, BuildRequest],
     *,
@@ -53,10 +52,6 @@ def build(
     if print_config:
         typer.echo(write_config(known), nl=False)
         return
-=======
-def build(request: BuildRequest) -> None:
-    """Compile a network into a bundle: engines, manifest and evidence. Fails if an engine loses too much F1."""
->>>>>>> main
     _need_compiler()
     if check:
         from misgnet_export.pipeline.check import check_build
