@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from misgnet_calibration.onnx_graph import copied
 from misgnet_export.graph.export import OPSET
 from misgnet_export.sources.declaration import Declaration, Layout
+from misgnet_export.sources.onnx_session import Session
 from misgnet_export.sources.reference import output_layout
 from misgnet_runtime.bundle import Interface, OutputForm, TensorEntry
-from misgnet_runtime.engines.onnxruntime import session_options
-from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.errors import UsageError
 
 _IR_VERSION = 10  # that torch.onnx.export writes for this opset
 _BATCH = "batch"  # name of the symbolic dimension
@@ -322,19 +321,6 @@ def _output_shape(bare: onnx.ModelProto, what: Declaration, tile: int) -> tuple[
     channels = what.bands * (2 if what.io == "stacked" else 1)
     image = (channels, tile, tile) if what.layout == "NCHW" else (tile, tile, channels)
     shape = (1, 2, *image) if what.io == "time" else (1, *image)
-    try:
-        session = onnxruntime.InferenceSession(
-            bare.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
-        )
-        zeros = {name: np.zeros(shape, what.dtype) for name in what.inputs}
-        return tuple(session.run([what.output_name], zeros)[0].shape)
-    except Exception as error:  # onnxruntime's errors have no common base class below Exception
-        raise InputError(
-            f"the network does not run on tiles of {tile} x {tile} px with {what.bands} bands as {what.io}: "
-            f"{_line(error)}; check --model-io, --bands and --tile"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    """Returns the first 300 characters of a library's message, on one line."""
-    return " ".join(str(error).split())[:300]
+    zeros = [np.zeros(shape, what.dtype) for _ in what.inputs]
+    with Session(bare, what.inputs, what.output_name) as session:
+        return tuple(session.run(zeros).shape)
