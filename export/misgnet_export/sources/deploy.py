@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from misgnet_calibration.onnx_graph import copied
+from misgnet_calibration.onnx_graph import attribute, copied
 from misgnet_export.graph.export import OPSET
 from misgnet_export.sources.declaration import Declaration, Layout
 from misgnet_export.sources.onnx_session import Session
@@ -59,7 +59,7 @@ def deploy(bare: onnx.ModelProto, what: Declaration, interface: Interface) -> on
     network = _renamed(bare, {"before", "after", interface.outputs()[0].name})
     outer = _Outer(network.model)
     for name, tensor in zip(what.inputs, _inputs(outer, what, interface), strict=True):
-        network.give(name, tensor)
+        network.give(name, tensor, what, outer)
     head = _Outer(network.model, outer)
     _output(head, network.named(what.output_name), what, layout, interface.outputs()[0])
     return _assembled([*outer.nodes, *network.model.graph.node, *head.nodes], network.model, head, interface)
@@ -124,7 +124,7 @@ class _Outer:
 
 
 def _inputs(outer: _Outer, what: Declaration, interface: Interface) -> list[str]:
-    """Adds the conversion of both dates; returns the tensors that the network's inputs become."""
+    """Adds the conversion of both dates; returns the tensors, float32, that the network's inputs become."""
     dates = [_date(outer, entry, what, interface) for entry in interface.inputs()]
     if what.io == "pair":
         return dates
@@ -144,7 +144,7 @@ def _date(outer: _Outer, entry: TensorEntry, what: Declaration, interface: Inter
         images = outer.add("Transpose", [images], f"{where}_turned", perm=_turn(what.layout))
     if interface.raw:
         images = _normalised(outer, images, where, what)
-    return images if what.dtype == "float32" else outer.add("Cast", [images], f"{where}_cast", to=_TYPES[what.dtype])
+    return images
 
 
 def _turn(to: Layout) -> list[int]:
@@ -258,7 +258,9 @@ class _Network:
 
     def named(self, name: str) -> str:
         """Returns the present name of the tensor that the network calls ``name``."""
-        return self._names.get(name, name)
+        while name in self._names:
+            name = self._names[name]
+        return name
 
     def rename(self, name: str, new: str) -> None:
         """Renames a tensor and all that refers to it."""
@@ -270,9 +272,25 @@ class _Network:
         for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
             value.name = new if value.name == name else value.name
 
-    def give(self, name: str, tensor: str) -> None:
-        """Makes the nodes that read the network's input ``name`` read ``tensor``."""
-        self.rename(self.named(name), tensor)
+    def give(self, name: str, images: str, what: Declaration, outer: _Outer) -> None:
+        """Makes the nodes that read the network's input ``name`` read ``images``, which are float32.
+
+        They are converted to the type that the network reads, unless it only converts that to float32 again.
+        """
+        name, nodes = self.named(name), self.model.graph.node
+        readers = [node for node in nodes if name in node.input]
+        if what.dtype != "float32" and all(_casts_to_float(node) for node in readers):
+            for node in readers:
+                nodes.remove(node)
+                self.rename(node.output[0], images)
+            return
+        if what.dtype != "float32":
+            images = outer.add("Cast", [images], f"{images}_cast", to=_TYPES[what.dtype])
+        self.rename(name, images)
+
+
+def _casts_to_float(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and attribute(node, "to", 0) == TensorProto.FLOAT
 
 
 def _renamed(bare: onnx.ModelProto, reserved: set[str]) -> _Network:
