@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from misgnet_calibration.onnx_graph import Graph
+from misgnet_calibration.quantizer.known_modules import UNKNOWN
 from misgnet_export.graph.cut import find_cut
 from misgnet_export.graph.export import OPSET
 from misgnet_export.sources.declaration import Declaration, Found, Layout
@@ -23,11 +24,10 @@ from misgnet_export.sources.float_model import FloatModel, Source
 from misgnet_export.sources.onnx_batch import is_same, random_inputs, to_opset, with_any_batch
 from misgnet_export.sources.onnx_reader import read_model
 from misgnet_export.sources.onnx_session import Session
-from misgnet_export.sources.options import ModelIo, ModelOptions
+from misgnet_export.sources.options import KEEP_FLOAT32, ModelIo, ModelOptions
 from misgnet_export.sources.reference import Images, network_inputs, probability
 from misgnet_export.sources.resolve import resolve
 from misgnet_runtime.bundle import Interface, ModelEntry
-from misgnet_runtime.callables import Predict
 from misgnet_runtime.engines import streams_on_cpu
 from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.formatting import plural, printable
@@ -57,7 +57,7 @@ class OnnxFile(Source):
         return FloatModel(
             interface=interface, export=lambda: deployed, predict=_Predictor(self.model, what, interface.tile),
             reference="ONNX Runtime float32", splits=_splits(deployed, interface),
-            float32_scopes=dict.fromkeys(self.keep_float32, "--keep-float32"),
+            known=UNKNOWN.keeping_float32(self.keep_float32, KEEP_FLOAT32),
         )  # fmt: skip
 
 
@@ -116,8 +116,9 @@ def inspect(model: onnx.ModelProto, options: ModelOptions, name: str) -> Found:
     shapes = [_image(value, name) for value in chosen]
     if len(shapes) == 2 and shapes[0] != shapes[1]:
         raise InputError(f"{name}: its inputs differ in type or size, so they cannot be the images of two dates")
-    return replace(shapes[0], inputs=names, outputs=outputs, channels=_channels(model, options, shapes[0]),
-                   io="pair" if len(shapes) == 2 else shapes[0].io, bands=_bands(shapes[0], len(shapes), name))  # fmt: skip
+    io: ModelIo | None = "pair" if len(shapes) == 2 else shapes[0].io
+    bands, channels = _bands(shapes[0], len(shapes), name), _channels(model, options, shapes[0])
+    return replace(shapes[0], inputs=names, outputs=outputs, io=io, bands=bands, channels=channels)
 
 
 def _image(value: onnx.ValueInfoProto, name: str) -> Found:
@@ -141,9 +142,7 @@ def _image(value: onnx.ValueInfoProto, name: str) -> Found:
     channels, *sides = image if layout == "NCHW" else (image[2], *image[:2])
     fixed = {side for side in sides if side}
     if len(fixed) > 1 or (fixed and not 1 <= min(fixed) <= _LARGEST_SIDE):
-        raise InputError(
-            f"{what} has images of {sides[1]} x {sides[0]} px; tiles are square, up to {_LARGEST_SIDE} px"
-        )
+        raise InputError(f"{what} has images of {sides[1]} x {sides[0]} px; tiles are square, up to {_LARGEST_SIDE} px")
     return Found(
         inputs=(), outputs=(), io=io, layout=layout, dtype=_DTYPES[kind.elem_type],
         bands=channels or None, tile=next(iter(fixed), None), batch=dims[0] or None,

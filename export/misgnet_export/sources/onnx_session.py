@@ -22,11 +22,12 @@ class Session:
     def __init__(self, model: onnx.ModelProto, inputs: Sequence[str], output: str, *, streams: int = 1) -> None:
         """Opens ``model`` for ``streams`` calls at once. Raises InputError if ONNX Runtime cannot open it."""
         self.inputs, self.output = tuple(inputs), output
+        options = session_options(ExecutionOptions(streams=streams))
+        options.log_severity_level = 4  # its errors are raised, too
         try:
             self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), session_options(ExecutionOptions(streams=streams)),
-                providers=["CPUExecutionProvider"],
-            )  # fmt: skip
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's errors have no common base class below Exception
             raise InputError(f"onnxruntime cannot open the network: {_line(error)}") from error
 
