@@ -168,6 +168,12 @@ def test_network_of_one_size_has_a_fixed_tile(factory: Write) -> None:
     assert opened(source).fixed_tile == 128
 
 
+def test_tile_that_the_network_does_not_accept_is_found_before_the_export(factory: Write) -> None:
+    source = opened(factory(model("assert before.shape[-1] > 64, 'too small'; return self.conv(before - after)")))
+    with pytest.raises(InputError, match=r"\(1, 3, 64, 64\) failed: AssertionError: too small"):
+        float_model(source)
+
+
 def test_multiple_decides_the_size_that_is_tried(factory: Write) -> None:
     body = "assert before.shape[-1] % 96 == 0, before.shape; return self.conv(before - after)"
     source = opened(factory(model(body)), multiple=96)
@@ -218,6 +224,10 @@ def test_modules_beside_the_file_can_be_imported_and_leave_no_bytecode(
         (
             "def make():\n    return nn.Conv2d(3, 2, 1, device='meta')",
             "returned a network with tensors that have no values",
+        ),
+        (
+            "def make():\n    return torch.jit.script(nn.Conv2d(6, 2, 1))",
+            "returned TorchScript, which PyTorch cannot export",
         ),
         (model("return 'text'"), "the network returned str; it must return a tensor, or a dict or list of tensors"),
         (
