@@ -24,6 +24,7 @@ sys.path.append(str(LIMITS))
 NEEDS = {
     "checkpoint": "torch",
     "safetensors": "torch",
+    "onnx": "onnx",
     "table": "rasterio",
     "features": "rasterio",
     "journal": "rasterio",
