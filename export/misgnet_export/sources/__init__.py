@@ -30,7 +30,10 @@ def open_source(name: str, options: ModelOptions) -> Source:
         InputError: The file is missing, damaged or refused.
         UsageError: The options contradict the network, or do not say what cannot be found out.
     """
-    kind_of(name)
+    if kind_of(name) == "onnx":
+        from misgnet_export.sources.onnx_file import open_onnx
+
+        return open_onnx(name, options)
     from misgnet_export.sources.misgnet_checkpoint import open_checkpoint
 
     return open_checkpoint(name, options)
