@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from misgnet_calibration.onnx_graph.edits import bias_of, with_bias
-from misgnet_calibration.onnx_graph.graph import Graph, attribute
+from misgnet_calibration.onnx_graph.graph import Graph, attribute, interpolates
 from misgnet_calibration.quantizer.conv_rows import as_matrix, sampled_rows
 from misgnet_calibration.quantizer.placement import QuantizerSite, WeightedSite, weighted
 from misgnet_calibration.quantizer.qdq import QuantizedWeights, quantize_graph, scale_at
@@ -38,6 +38,11 @@ TILES = 16  # maximum number of tiles
 ROWS = 256  # positions of each operator and tile
 _UNDECIDED = 3.0  # logits of pixels that count, 0.05 to 0.95 in probability; the others keep their mask anyway
 _TINY = 1e-300
+# Operators between the logit and the output of the graph.
+_PRESENTING = frozenset({
+    "Resize", "Upsample", "Sigmoid", "Greater", "Less", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
+    "Identity", "Slice", "Gather", "Not", "Sub", "Concat", "Softmax", "DepthToSpace", "Pad",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,23 @@ def correct_bias(
 def logit_operator(graph: Graph) -> onnx.NodeProto | None:
     """Returns the operator whose only output channel is the logit of change: the last one with a constant bias.
 
-    Returns None if that operator has more channels, as in a graph with one channel for each class.
+    Returns None if that operator has more channels, as in a graph with one channel for each class, or if its output is
+    changed on its way to the graph's output, as that of a gate, which multiplies others.
     """
     for node in reversed(graph.nodes):
         operand = bias_of(graph, node) if node.op_type in ("Conv", "MatMul") else None
         if operand is not None:
             bias = graph.constant(graph.by_name[operand[0]].input[operand[1]])
-            return node if bias.size == 1 else None
+            made = graph.by_name[operand[0]].output[0]
+            return node if bias.size == 1 and _only_presented(graph, made) else None
     return None
+
+
+def _only_presented(graph: Graph, name: str) -> bool:
+    """Returns whether all that happens to ``name`` is that it is resized, moved, or made a probability or a mask."""
+    readers = graph.consumers[name]
+    presented = all(node.op_type in _PRESENTING or interpolates(node) for node in readers)
+    return presented and all(_only_presented(graph, node.output[0]) for node in readers)
 
 
 def logit_shift(exact: Sequence[NDArray[np.float32]], shifted: Sequence[NDArray[np.float32]]) -> float:

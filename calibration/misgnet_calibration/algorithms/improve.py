@@ -81,19 +81,21 @@ def repair(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, recipe: Recipe, *,
     ranges_of: RangesOf, absolute_maxima: Mapping[str, float], decide: Callable[[onnx.ModelProto], AnyMeasured],
     enough: Callable[[AnyMeasured], bool] | None = None, progress: Progress | None = None,
-    keep_float: Collection[str] = (), steps: Sequence[Step] = ("bias", "smoothing", "rounding"),
+    keep_float: Collection[str] = (), float32_scopes: Mapping[str, str] | None = None,
+    steps: Sequence[Step] = ("bias", "smoothing", "rounding"),
 ) -> Repaired[AnyMeasured]:  # fmt: skip
     """Quantizes the float graph ``model`` for ``recipe`` and repairs it, one of ``steps`` after the other.
 
     ``ranges_of`` observes a float graph's activations on the calibration ``tiles``; it is called again after smoothing,
-    which changes them. ``absolute_maxima`` is passed to ``quantize``. ``decide`` measures a quantized graph on tiles
-    not used for calibration. The remaining steps are skipped once ``enough`` is true of what was measured (default:
-    no step is skipped). ``progress`` counts hundredths of a step. Raises InputError and GateFailed as ``quantize`` and
-    the steps do.
+    which changes them. ``absolute_maxima``, ``keep_float`` and ``float32_scopes`` are passed to ``quantize``.
+    ``decide`` measures a quantized graph on tiles not used for calibration. The remaining steps are skipped once
+    ``enough`` is true of what was measured (default: no step is skipped). ``progress`` counts hundredths of a step.
+    Raises InputError and GateFailed as ``quantize`` and the steps do.
     """
     inputs = QuantizationInputs(
-        model=model, ranges=ranges_of(model), absolute_maxima=absolute_maxima, keep_float=frozenset(keep_float)
-    )
+        model=model, ranges=ranges_of(model), absolute_maxima=absolute_maxima, keep_float=frozenset(keep_float),
+        float32_scopes=float32_scopes or {},
+    )  # fmt: skip
     quantized = inputs.quantize(recipe)
     best = Repaired(quantized, inputs, decide(quantized.model), ())
     for index, name in enumerate(steps):

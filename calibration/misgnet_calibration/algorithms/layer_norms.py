@@ -71,6 +71,8 @@ def multiplied(weight: NDArray[np.float32], by: NDArray[np.floating], axis: int)
 
 
 def _norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
+    if not graph.has_shape(node.output[0]):
+        return None
     shape = graph.shape(node.output[0])
     last = attribute(node, "axis", -1) in (-1, len(shape) - 1)
     constant = all(name in graph.constants and graph.shape(name) == shape[-1:] for name in node.input[1:])
@@ -116,7 +118,7 @@ def _output_axis(graph: Graph, node: onnx.NodeProto, name: str, axis: int) -> in
     if node.op_type == "Transpose":
         perm = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "perm"), None)
         return (list(perm) if perm else list(range(len(before)))[::-1]).index(axis)
-    if node.op_type not in _RESHAPING:
+    if node.op_type not in _RESHAPING or not graph.has_shape(node.output[0]):
         return None
     after = graph.shape(node.output[0])
     kept = [i for i, size in enumerate(after) if size == before[axis]]

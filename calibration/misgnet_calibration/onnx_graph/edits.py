@@ -38,17 +38,25 @@ def with_constants(model: onnx.ModelProto, values: Mapping[Operand, NDArray[np.f
 def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
     """Returns the operand with the constant that is added to each output channel of ``node``; None if there is none.
 
-    For a convolution, this is its bias; for a matrix product, the constant of the Add that is its only reader.
+    For a convolution or a Gemm, this is its bias; for a matrix product, the constant of the Add that is its only
+    reader. A Gemm that scales its operands has none: what is added to its bias would be scaled, too.
     """
-    if node.op_type == "Conv":
-        return (node.name, 2) if len(node.input) > 2 and node.input[2] in graph.constants else None
+    if node.op_type in ("Conv", "Gemm"):
+        scaled = any(item.name in ("alpha", "beta") and item.f != 1 for item in node.attribute)
+        present = len(node.input) > 2 and node.input[2] in graph.constants
+        return (node.name, 2) if present and not scaled and len(graph.shape(node.input[2])) == 1 else None
     readers = graph.consumers[node.output[0]]
     if len(readers) != 1 or readers[0].op_type != "Add" or node.output[0] in graph.outputs():
         return None
     index = 1 - list(readers[0].input).index(node.output[0])
-    name, channels = readers[0].input[index], graph.shape(node.input[1])[-1]
+    name, channels = readers[0].input[index], _channels(graph, node.input[1])
     per_channel = name in graph.constants and graph.shape(name)[-1:] == [channels] == [_size(graph, name)]
     return (readers[0].name, index) if per_channel else None
+
+
+def _channels(graph: Graph, name: str) -> int | None:
+    """Returns the last dimension of the second operand of a product; None if it cannot be inferred."""
+    return (graph.shape(name) or [None])[-1] if graph.has_shape(name) else None
 
 
 def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:

@@ -29,11 +29,14 @@ def types_of_one_pair(model: onnx.ModelProto) -> Types:
 
 def dimensions(types: Types, name: str) -> list[int]:
     """Returns the dimensions of tensor ``name``. Raises InputError if one of them is unknown."""
-    found = types.get(name)
-    known = found is not None and found.HasField("shape") and all(map(_is_known, found.shape.dim))
-    if found is None or not known:
+    if not has_dimensions(types, name):
         raise InputError(f"the shape of '{name}' cannot be inferred for one image pair; simplify the graph first")
-    return [d.dim_value for d in found.shape.dim]
+    return [d.dim_value for d in types[name].shape.dim]
+
+
+def has_dimensions(types: Types, name: str) -> bool:
+    """Returns whether all dimensions of tensor ``name`` are known."""
+    return name in types and types[name].HasField("shape") and all(map(_is_known, types[name].shape.dim))
 
 
 def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
-
-from misgnet_runtime.errors import InputError
 
 Rows = NDArray[np.float32]
 Kind = TypeVar("Kind", bound=np.generic)
@@ -30,9 +29,6 @@ def sampled_rows(
 
     Returns:
         Float32 (N, K), N <= ``count``.
-
-    Raises:
-        InputError: The convolution uses automatic padding.
     """
     if node.op_type != "Conv":
         rows = values.reshape(-1, values.shape[-1])
@@ -57,15 +53,31 @@ def from_matrix(matrix: NDArray[Kind], shape: tuple[int, ...], axis: int) -> NDA
 
 def _windows(node: onnx.NodeProto, values: NDArray[np.float32], kernel: tuple[int, ...]) -> NDArray[np.float32]:
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if given.get("auto_pad", b"NOTSET") != b"NOTSET":
-        found = f"Conv '{node.name}' uses automatic padding ({given['auto_pad'].decode()})"
-        raise InputError(f"{found}; set its attribute pads instead")
-    top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
     strides, dilations = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
-    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     reach = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True))
+    top, left, bottom, right = _pads(given, values.shape[2:], reach, strides)
+    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
     return windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+
+
+def _pads(
+    given: Mapping[str, Any], size: Sequence[int], reach: Sequence[int], strides: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Returns the padding above, left, below and right, also where ONNX's ``auto_pad`` derives it from the size.
+
+    SAME_UPPER and SAME_LOWER make the output as large as the input divided by the stride, rounded up; an odd padding
+    has its additional line at the end or at the beginning.
+    """
+    automatic = given.get("auto_pad", b"NOTSET").decode()
+    if automatic == "NOTSET":
+        top, left, bottom, right = given.get("pads", (0, 0, 0, 0))
+        return top, left, bottom, right
+    if automatic == "VALID":
+        return 0, 0, 0, 0
+    total = [max(0, (-(-n // step) - 1) * step + r - n) for n, r, step in zip(size, reach, strides, strict=True)]
+    before = [n // 2 if automatic == "SAME_UPPER" else n - n // 2 for n in total]
+    return before[0], before[1], total[0] - before[0], total[1] - before[1]
 
 
 def _drawn(size: int, count: int, seed: int) -> NDArray[np.int64]:

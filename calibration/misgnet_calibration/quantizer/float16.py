@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
@@ -10,19 +11,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from misgnet_calibration.onnx_graph.edits import drop_unused
-from misgnet_calibration.onnx_graph.graph import Graph, attribute, scope
+from misgnet_calibration.onnx_graph.graph import CONVOLUTIONS, Graph, attribute, opset_of, scope
 from misgnet_calibration.onnx_graph.shapes import copied
-from misgnet_calibration.quantizer.recipes import FLOAT16_SAFE_MAGNITUDE, FLOAT32_SCOPES
+from misgnet_calibration.quantizer.recipes import FLOAT16_SAFE_MAGNITUDE
 from misgnet_runtime.errors import GateFailed
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Inputs that keep their type: region and scales of Resize are float32 by definition, the others accept any type.
-_ANY_TYPE = {"Resize": (1, 2), "Cast": (0,), "Shape": (0,)}
+_ANY_TYPE = {"Resize": (1, 2), "Upsample": (1,), "Cast": (0,), "CastLike": (0,), "Shape": (0,), "Size": (0,)}
 FLOAT16_LARGEST = 65504.0
 # Operators that stay float32 if they read dequantized values. onnxruntime 1.32 fuses such a Concat to a QLinearConcat,
 # which accepts float32 scales only, and then rejects its own graph.
 _FLOAT32_DEQUANTIZED = ("Concat",)
-_FLOAT32_SOURCES = ("Constant", "ConstantOfShape")  # their type is set by an attribute
+_FLOAT32_SOURCES = ("Constant", "ConstantOfShape", "EyeLike")  # their type is set by an attribute
 # Operators that only move values. They keep the type of what they read: onnxsim names some of them outside of their
 # module, and another type would put a Cast before and one after them.
 _MOVING = frozenset({
@@ -36,14 +37,26 @@ _SQUARING = frozenset({
     "MeanVarianceNormalization", "LpNormalization", "ReduceL2", "ReduceSumSquare",
 })  # fmt: skip
 _SQUARED_FROM = 256.0
+_MEANS = ("ReduceMean", "ReduceSum", "GlobalAveragePool")
+_COORDINATES = "coordinates: float16 misses pixels of a map"
+_SQUARES = "a mean of squares, which underflows for small activations"
+_WEIGHTED = (*CONVOLUTIONS, "MatMul", "Gemm")
 
 
-def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[str, str]:
+def float32_reasons(
+    graph: Graph, absolute_maxima: Mapping[str, float], float32_scopes: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Returns the nodes that stay float32, with the reason.
 
-    These are the nodes of the guidance, nodes that read or write activations above 512, nodes that square activations
-    of 256 or more internally, and nodes that read a constant that float16 cannot represent, such as a guard of 1e-12
-    against division by zero. ``absolute_maxima`` are given by tensor.
+    These are the nodes of ``float32_scopes``; nodes that read or write activations above 512; nodes that square
+    activations of 256 or more internally; nodes that read a constant that float16 cannot represent, such as a guard of
+    1e-12 against division by zero; means of squares, as in a normalisation written in single steps; GridSample and what
+    computes its coordinates; and operators that ONNX does not define for float16.
+
+    Args:
+        graph: The float graph.
+        absolute_maxima: By tensor.
+        float32_scopes: Reasons by pattern of ``fnmatch``, which a node's module or its name matches.
     """
     constants = {name for name in graph.constants if graph.is_float(name)}
     unfit = {
@@ -54,15 +67,64 @@ def float32_reasons(graph: Graph, absolute_maxima: Mapping[str, float]) -> dict[
         for name, maximum in absolute_maxima.items()
         if maximum > FLOAT16_SAFE_MAGNITUDE
     }
+    fragile, scopes, opset = _fragile(graph), float32_scopes or {}, opset_of(graph.model)
     found = {}
     for node in graph.nodes:
-        if scope(node).startswith(FLOAT32_SCOPES):
-            found[node.name] = "guidance: its exponents exceed half precision"
+        if (reason := _scope_reason(node, scopes)) is not None:
+            found[node.name] = reason
         elif bad := [unfit[name] for name in (*node.input, *node.output) if name in unfit]:
             found[node.name] = bad[0]
         elif node.op_type in _SQUARING and (maximum := absolute_maxima.get(node.input[0], 0.0)) >= _SQUARED_FROM:
             found[node.name] = f"squares activations up to {maximum:.0f}, which overflows"
+        elif node.name in fragile:
+            found[node.name] = fragile[node.name]
+        elif graph.is_float(node.output[0]) and not _defined_for_float16(node, opset):
+            found[node.name] = f"ONNX does not define {node.op_type} for float16"
     return found
+
+
+def _scope_reason(node: onnx.NodeProto, float32_scopes: Mapping[str, str]) -> str | None:
+    names = (scope(node), node.name)
+    return next((why for pattern, why in float32_scopes.items() if any(fnmatchcase(x, pattern) for x in names)), None)
+
+
+def _fragile(graph: Graph) -> dict[str, str]:
+    """Returns nodes whose results float16 makes useless although it can represent their size, with the reason."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op_type == "GridSample":
+            found[node.name] = _COORDINATES
+            _add_coordinates(graph, node.input[1], found)
+        elif node.op_type in _MEANS and (square := graph.producer.get(node.input[0])) is not None:
+            if _is_square(graph, square):
+                found |= {square.name: _SQUARES, node.name: _SQUARES}
+    return found
+
+
+def _add_coordinates(graph: Graph, name: str, found: dict[str, str]) -> None:
+    """Adds the nodes that compute ``name`` from constants and outputs of operators with weights."""
+    node = graph.producer.get(name)
+    if node is None or node.name in found or node.op_type in _WEIGHTED or not graph.is_float(name):
+        return
+    found[node.name] = _COORDINATES
+    for read in node.input:
+        _add_coordinates(graph, read, found)
+
+
+def _is_square(graph: Graph, node: onnx.NodeProto) -> bool:
+    if node.op_type == "Mul":
+        return bool(node.input[0] == node.input[1])
+    return node.op_type == "Pow" and node.input[1] in graph.constants and bool((graph.constant(node.input[1]) == 2).all())
+
+
+def _defined_for_float16(node: onnx.NodeProto, opset: int) -> bool:
+    """Returns whether the schema of ``node`` allows float16 for its first output; True for unknown operators."""
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
+        return True
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    name = schema.outputs[0].type_str
+    allowed = {item.type_param_str: item.allowed_type_strs for item in schema.type_constraints}.get(name, [name])
+    return "tensor(float16)" in allowed
 
 
 def fits_float16(values: NDArray[np.generic]) -> bool:
@@ -75,25 +137,34 @@ def fits_float16(values: NDArray[np.generic]) -> bool:
         return bool(np.isfinite(maximum) and (wide.astype(np.float16) == wide).all())
 
 
-def to_float16(model: onnx.ModelProto, keep_float32: Iterable[str]) -> onnx.ModelProto:
+def to_float16(
+    model: onnx.ModelProto, keep_float32: Iterable[str], float32_scopes: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
     """Returns a copy of ``model`` whose nodes compute in float16, except those of ``keep_float32``.
 
     A QuantizeLinear has the type of its input. A DequantizeLinear has the type of its reader, and is duplicated if
-    readers differ, so that no Cast separates it from the operator. Inputs and outputs keep their types.
+    readers differ, so that no Cast separates it from the operator. Inputs and outputs keep their types. Parts of the
+    graph that are float16 already are treated like the others.
+
+    Args:
+        model: The graph, with or without Q/DQ.
+        keep_float32: Names of nodes.
+        float32_scopes: Patterns as in :func:`float32_reasons`; they also match nodes that quantization added.
 
     Raises:
         GateFailed: Float16 cannot represent a constant.
     """
-    return _Typer(model, set(keep_float32)).run()
+    return _Typer(model, set(keep_float32), float32_scopes or {}).run()
 
 
 class _Typer:
-    def __init__(self, model: onnx.ModelProto, keep: set[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, keep: set[str], scopes: Mapping[str, str]) -> None:
         self.model = copied(model)
         self.keep = keep
+        self.scopes = scopes
         self.graph = Graph(self.model)
         inputs = [value.name for value in self.model.graph.input]
-        self.types: dict[str, int] = {x: TensorProto.FLOAT for x in inputs if self.graph.is_float(x)}
+        self.types: dict[str, int] = {x: t for x in inputs if (t := self.graph.elem_type(x)) in _FLOATS}
         self.dequantizers: dict[str, onnx.NodeProto] = {}  # by output; added to the graph when it is first read
         self.converted: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -124,7 +195,7 @@ class _Typer:
         """Returns the float type that ``node`` computes in."""
         if node.op_type == "QuantizeLinear":
             return self._float_type(node.input[0]) or TensorProto.FLOAT
-        stays = node.name in self.keep or scope(node).startswith(FLOAT32_SCOPES)
+        stays = node.name in self.keep or _scope_reason(node, self.scopes) is not None
         stays |= node.op_type in _FLOAT32_DEQUANTIZED and any(name in self.dequantizers for name in node.input)
         if stays or node.op_type in _FLOAT32_SOURCES:
             return TensorProto.FLOAT
@@ -144,10 +215,10 @@ class _Typer:
         for index, name in enumerate(node.input):
             if self._float_type(name) in _FLOATS and (index not in skipped or name in self.dequantizers):
                 node.input[index] = self._as(name, wanted, node)
-        if node.op_type == "Cast" and attribute(node, "to", 0) == TensorProto.FLOAT:
+        if node.op_type == "Cast" and attribute(node, "to", 0) in _FLOATS:
             next(a for a in node.attribute if a.name == "to").i = wanted
         self.nodes.append(node)
-        self.types.update({name: wanted for name in node.output if name and self.graph.is_float(name)})
+        self.types.update({name: wanted for name in node.output if name and self.graph.elem_type(name) in _FLOATS})
 
     def _float_type(self, name: str) -> int | None:
         if name in self.graph.constants:
@@ -167,7 +238,7 @@ class _Typer:
         """Adds a converted constant, a dequantizer of the wanted type or a Cast, before its first reader."""
         twin = f"{name}_{'half' if wanted == TensorProto.FLOAT16 else 'single'}"
         if name in self.graph.constants:
-            self.extra.append(_half_constant(self.graph.constants[name], twin))
+            self.extra.append(_constant_as(wanted, self.graph.constants[name], twin))
         elif name in self.dequantizers:
             node = copied_node(self.dequantizers[name])
             node.name, node.output[0] = f"{node.name}_{twin[len(name) + 1 :]}", twin
@@ -189,8 +260,10 @@ class _Typer:
         self.nodes.append(helper.make_node("Cast", [inner], [name], f"/Cast_{name}", to=TensorProto.FLOAT))
 
 
-def _half_constant(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
+def _constant_as(wanted: int, item: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(item)
+    if wanted == TensorProto.FLOAT:
+        return numpy_helper.from_array(values.astype(np.float32), name)
     if not fits_float16(values):
         raise GateFailed(
             f"float16 cannot represent the constant '{item.name}' (absolute maximum {np.abs(values).max():.3g}); "

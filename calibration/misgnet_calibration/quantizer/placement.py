@@ -94,7 +94,8 @@ def _fits(graph: Graph, node: onnx.NodeProto, rule: Rule, recipe: Recipe) -> boo
         return False
     kinds = (
         (rule.weighted, _is_weighted), (rule.stacked, _is_stacked), (rule.activations, _operands),
-        (rule.grouped, _is_grouped), (rule.interpolation, _is_interpolation),
+        (rule.grouped, _is_grouped), (rule.depthwise, _is_depthwise), (rule.interpolation, _is_interpolation),
+        (rule.shaped, _is_shaped),
     )  # fmt: skip
     if any(wanted is not None and wanted != bool(found(graph, node)) for wanted, found in kinds):
         return False
@@ -120,6 +121,15 @@ def _is_grouped(_: Graph, node: onnx.NodeProto) -> bool:
     return attribute(node, "group", 1) != 1
 
 
+def _is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Returns whether each channel of ``node`` is a group: the kernel's second axis is that of a group's inputs."""
+    return _is_grouped(graph, node) and graph.has_shape(node.input[1]) and graph.shape(node.input[1])[1] == 1
+
+
+def _is_shaped(graph: Graph, node: onnx.NodeProto) -> bool:
+    return graph.has_shape(node.input[0]) and graph.has_shape(node.output[0])
+
+
 def _is_interpolation(_: Graph, node: onnx.NodeProto) -> bool:
     return interpolates(node)
 
@@ -136,7 +146,7 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _feeds_output(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> bool:
-    return recipe.conv_outputs == "int8" and _quantizable_output(graph, node) in graph.outputs()
+    return recipe.conv_outputs == "int8" and _quantizable_output(graph, node, recipe) in graph.outputs()
 
 
 def _site(graph: Graph, node: onnx.NodeProto, recipe: Recipe) -> QuantizerSite:
@@ -157,7 +167,7 @@ def _constant_bias(graph: Graph, conv: onnx.NodeProto) -> str | None:
 
 def _quantized_output(graph: Graph, conv: onnx.NodeProto, recipe: Recipe) -> str | None:
     """Returns the convolution's output, or that of its ReLU, if ``recipe`` quantizes it."""
-    name = _quantizable_output(graph, conv)
+    name = _quantizable_output(graph, conv, recipe)
     if recipe.conv_outputs != "chained":
         return name if recipe.conv_outputs == "int8" else None
     # A ReLU that is a site itself reads the convolution's output in INT8.
@@ -179,9 +189,14 @@ def _reaches_int8(graph: Graph, name: str, recipe: Recipe) -> bool:
     return False
 
 
-def _quantizable_output(graph: Graph, conv: onnx.NodeProto) -> str:
-    """Returns the convolution's output, or that of a ReLU that is its only reader: engines fuse both operators."""
-    consumers = graph.consumers[conv.output[0]]
-    if len(consumers) == 1 and consumers[0].op_type == "Relu" and conv.output[0] not in graph.outputs():
-        return str(consumers[0].output[0])
-    return str(conv.output[0])
+def _quantizable_output(graph: Graph, conv: onnx.NodeProto, recipe: Recipe) -> str:
+    """Returns the convolution's output, or that of a ReLU that is its only reader: engines fuse both operators.
+
+    ONNX Runtime, whose recipes quantize every output, also fuses a Clip by constants (ReLU6).
+    """
+    consumers, bounded = graph.consumers[conv.output[0]], recipe.conv_outputs == "int8"
+    if len(consumers) != 1 or conv.output[0] in graph.outputs():
+        return str(conv.output[0])
+    reader = consumers[0]
+    clips = bounded and reader.op_type == "Clip" and all(x in graph.constants for x in reader.input[1:] if x)
+    return str(reader.output[0] if reader.op_type == "Relu" or clips else conv.output[0])

@@ -43,6 +43,7 @@ def quantize(
     quantized_weights: QuantizedWeights | None = None,
     bias: Mapping[str, NDArray[np.float32]] | None = None,
     float32: Mapping[str, str] | None = None,
+    float32_scopes: Mapping[str, str] | None = None,
 ) -> QuantizedGraph:
     """Quantizes the simplified float graph.
 
@@ -56,6 +57,7 @@ def quantize(
         quantized_weights: By node, INT8 values of the weight's shape that replace the nearest ones.
         bias: By node, quantized or not, float32 (C,) that is added to its constant bias (see ``edits.with_bias``).
         float32: Further nodes that a float16 recipe keeps in float32, with the reason.
+        float32_scopes: Patterns for modules and names of such nodes, with the reason (see ``float16``).
 
     Raises:
         GateFailed: The graph breaks a rule of its engines (see ``checks``).
@@ -70,9 +72,10 @@ def quantize(
         # a changed bias may have a new name
         sites = [p for p in quantizer_sites(graph, recipe) if p.node not in kept_float]
     quantized = quantize_graph(graph.model, sites, recipe, ranges, quantized_weights)
-    kept = {**float32_reasons(graph, absolute_maxima), **(float32 or {})} if recipe.float16 else {}
+    kept: dict[str, str] = {}
     if recipe.float16:
-        quantized = to_float16(quantized, kept)
+        kept = {**float32_reasons(graph, absolute_maxima, float32_scopes), **(float32 or {})}
+        quantized = to_float16(quantized, kept, float32_scopes)
     quantized = compress_constants(quantized)
     _check(quantized, recipe, sites)
     return QuantizedGraph(quantized, recipe, tuple(sites), int8_share(graph, sites), kept)
@@ -92,11 +95,14 @@ class QuantizationInputs:
     quantized_weights: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     bias: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     float32: Mapping[str, str] = field(default_factory=dict)
+    # Patterns of ``fnmatch`` for an operator's module or name, with the reason: parts that must not be float16.
+    float32_scopes: Mapping[str, str] = field(default_factory=dict)
 
     def quantize(self, recipe: Recipe) -> QuantizedGraph:
         return quantize(
             self.model, recipe, self.ranges, self.absolute_maxima,
             keep_float=self.keep_float, quantized_weights=self.quantized_weights, bias=self.bias, float32=self.float32,
+            float32_scopes=self.float32_scopes,
         )  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from misgnet_calibration.quantizer.rules import (
     OPENVINO_RULES,
     ORT_ARM_RULES,
     ORT_X86_RULES,
-    RTX_RULES,
     TENSORRT_RULES,
     Rule,
 )
@@ -92,11 +91,8 @@ TENSORRT = Recipe(
     rules=TENSORRT_RULES,
 )
 # TensorRT for RTX writes FP32 from INT8 convolutions in any case.
-RTX = replace(TENSORRT, name="rtx", conv_outputs="float", rules=RTX_RULES)
+RTX = replace(TENSORRT, name="rtx", conv_outputs="float")
 TENSORRT_FP16 = replace(TENSORRT, name="tensorrt-fp16", weight_bits=16, rules=FLOAT16_RULES)
 RECIPES = (CPU, CPU_VNNI, CPU_ARM, OPENVINO, TENSORRT, RTX, TENSORRT_FP16)
 
-# Modules whose values exceed half precision: exponents in the thousands, and sums as small as 1e-20 that still
-# determine a direction.
-FLOAT32_SCOPES = ("MGLNet",)
 FLOAT16_SAFE_MAGNITUDE = 512.0  # NVIDIA's quantization guides keep larger activations in FP32

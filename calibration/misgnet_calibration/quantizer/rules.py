@@ -16,15 +16,20 @@ _MODELOPT = "github.com/NVIDIA/Model-Optimizer, ONNX quantization: node exclusio
 _ORT = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 _ORT_TRANSFORMERS = f"{_ORT}, transformer-based models"
 _ONNX = "onnx.ai/onnx/operators: inputs and outputs of the operator"
+_ONNX_GRID = "onnx.ai/onnx/operators: GridSample, coordinates from -1 to 1"
 _ONNX_RESIZE = "onnx.ai/onnx/operators: Resize, mode linear"
 _REQUESTED = "requested with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
+_DECONVOLUTION = (
+    "github.com/NVIDIA/TensorRT/issues/1694, 1699: wrong results, versions differ in the axis of its scales; 1934: groups "
+    "are rejected"
+)
+_GROUPED = "github.com/NVIDIA/TensorRT/issues/4529: grouped INT8 is slower than FP16"
 _MEASURED_DEPTHWISE = (
     "measured on LEVIR-CD in ONNX Runtime 1.32 and OpenVINO 2026.4: the agreement is the same as in float, and the "
     "graph is 1.1 to 1.25 times as fast"
 )
-_COUNTED = "kernels and bytes that TensorRT-RTX 1.7.1 lists for SM86 and one pair; FP16 has 212 kernels, 278 MB"
 _MEASURED_RESIDUAL = (
     "github.com/Jonah-May-OSS/wyoming-whisper-trt/issues/1052: feature cosine 0.61 with Add and LayerNorm in INT8, "
     "0.98 with both in float"
@@ -45,6 +50,8 @@ class Rule:
     stacked: bool | None = None  # a constant of more than two dimensions is an input: several matrices
     activations: bool | None = None  # the operator reads a float tensor that is not a constant
     grouped: bool | None = None  # a grouped convolution
+    depthwise: bool | None = None  # a grouped convolution whose groups have one input channel
+    shaped: bool | None = None  # shapes of input and output can be inferred
     interpolation: bool | None = None  # a product with an interpolation matrix, which replaces a resize
     # An output that the recipe would quantize, of the operator or of a ReLU after it, is an output of the graph.
     feeds_output: bool | None = None
@@ -58,8 +65,19 @@ _INTERPOLATION = Rule(
     source=_ONNX_RESIZE,
     operators=("MatMul",), interpolation=True,
 )  # fmt: skip
+_TRANSPOSED = Rule(
+    name="transposed convolution", decision="float",
+    why="ONNX Runtime has no INT8 kernel for it, versions of TensorRT disagree about the axis of its weight's scales",
+    source=_DECONVOLUTION,
+    operators=("ConvTranspose",),
+)  # fmt: skip
 _NO_WEIGHT = (
     _INTERPOLATION,
+    Rule(
+        name="unknown shape", decision="float", why="its shape cannot be inferred, so neither can what INT8 saves",
+        source=_ONNX,
+        operators=("Conv", "MatMul", "Gemm"), shaped=False,
+    ),
     Rule(
         name="stacked weights", decision="float",
         why="a product with several matrices, of dates in the guidance or heads in attention, has no single axis "
@@ -76,7 +94,10 @@ _NO_WEIGHT = (
     Rule(
         name="normalisation", decision="float", why="means and variances of 8-bit numbers are coarse",
         source=_MEASURED_RESIDUAL,
-        operators=("LayerNormalization", "BatchNormalization", "InstanceNormalization", "ReduceMean", "ReduceL2"),
+        operators=(
+            "LayerNormalization", "BatchNormalization", "InstanceNormalization", "GroupNormalization",
+            "RMSNormalization", "MeanVarianceNormalization", "LpNormalization", "ReduceMean", "ReduceL2",
+        ),
     ),
     Rule(
         name="residual sum", decision="float", why="errors add up along the residual stream", source=_MEASURED_RESIDUAL,
@@ -84,18 +105,36 @@ _NO_WEIGHT = (
     ),
     Rule(
         name="transcendental", decision="float", why="INT8 kernels gain nothing", source=_TENSORRT,
-        operators=("Softmax", "Gelu", "Erf", "Sigmoid", "Exp", "Sqrt", "Div", "Pow"),
+        operators=(
+            "Softmax", "LogSoftmax", "Gelu", "Erf", "Sigmoid", "Tanh", "Softplus", "Mish", "Elu", "Exp", "Log", "Sqrt",
+            "Div", "Pow",
+        ),
+    ),
+    _TRANSPOSED,
+    Rule(
+        name="no constant two-dimensional kernel", decision="float", why="only convolutions of maps have INT8 kernels",
+        source=_TENSORRT,
+        operators=("Conv",), weighted=False,
+    ),
+    Rule(
+        name="sampling at coordinates", decision="float", why="256 coordinates across a map miss its pixels",
+        source=_ONNX_GRID,
+        operators=("GridSample",),
     ),
     Rule(name="not weighted", decision="float", why="it has no MACs to save", source=_TENSORRT, weighted=False),
 )  # fmt: skip
 _FLOAT_DEPTHWISE = Rule(
     name="depthwise convolution", decision="float", why="gains little in INT8 and loses much", source=_MODELOPT,
+    operators=("Conv",), depthwise=True,
+)  # fmt: skip
+_FLOAT_GROUPED = Rule(
+    name="grouped convolution", decision="float", why="its INT8 kernels are slower than those of FP16", source=_GROUPED,
     operators=("Conv",), grouped=True,
 )  # fmt: skip
 _INT8_DEPTHWISE = Rule(
     name="depthwise convolution", decision="int8",
     why="the widest maps of the MLP stay INT8: a quarter of the bytes, no additional loss", source=_MEASURED_DEPTHWISE,
-    operators=("Conv",), weighted=True, grouped=True,
+    operators=("Conv",), weighted=True, depthwise=True,
 )  # fmt: skip
 _SMALL = (
     Rule(
@@ -134,37 +173,15 @@ _LAST_CONV = Rule(
     operators=("Conv",), feeds_output=True,
 )  # fmt: skip
 
-# TensorRT converts between INT8 and FP16 in kernels of its own unless INT8 operators follow each other.
-_FLOAT_ATTENTION = Rule(
-    name="linear layer of attention", decision="float",
-    why="FP16 adds the bias in the same kernel and feeds one fused kernel of attention; the INT8 weight of keys and "
-    "values is dequantized at every inference", source=_COUNTED,
-    operators=("MatMul",), within=("backbone.*.attn.*",),
-)  # fmt: skip
-_FLOAT_WIDE_MLP = Rule(
-    name="wide MLP", decision="float",
-    why="maps of eight times the channels, which INT8 kernels write in FP32: twelve such layers in INT8 move 449 MB",
-    source=_COUNTED, operators=("Conv", "MatMul"), within=("backbone.block[12].*.mlp.fc[12]",),
-)  # fmt: skip
-# The INT8 convolutions of TensorRT for RTX write FP32, whether their output is quantized or not.
-_FLOAT_ENCODER = Rule(
-    name="encoder", decision="float",
-    why="INT8 saves less time than its FP32 outputs cost: reduction convolutions have 4 % of the MACs and move 10 MB "
-    "more, patch embeddings 6 % and 3 MB, the last MLPs 14 % and 15 MB; the decoder has 27 % and moves 8 MB more",
-    source=_COUNTED, within=("backbone.*",),
-)  # fmt: skip
-
 TENSORRT_RULES = (
     *_NO_WEIGHT,
-    _FLOAT_ATTENTION,
-    _FLOAT_WIDE_MLP,
     _GEMM,
     _FLOAT_DEPTHWISE,
+    _FLOAT_GROUPED,
     *_SMALL,
     *_weighted(f"{_TENSORRT}: quantize all inputs of weighted operators"),
     *_REST,
 )
-RTX_RULES = (_FLOAT_ENCODER, *TENSORRT_RULES)
 ORT_X86_RULES = (*_NO_WEIGHT, _GEMM, _INT8_DEPTHWISE, *_SMALL, _LAST_CONV, *_weighted(_ORT), *_REST)
 ORT_ARM_RULES = ORT_X86_RULES
 # Has no rules for operators that lose much or gain little: accuracy control finds these by measurement.
@@ -182,6 +199,7 @@ EVERYTHING_RULES = (
             "Expand", "Tile", "DepthToSpace", "SpaceToDepth",
         ),
     ),
+    _TRANSPOSED,
     Rule(
         name="shape", decision="float", why="reads the size of a tensor, not its values", source=_ONNX,
         operators=("Shape", "Size"),

@@ -11,7 +11,7 @@ from misgnet_runtime.log import current
 
 @takes_options
 def build(request: BuildRequest) -> None:
-    """Compile a checkpoint into a bundle: engines, manifest and evidence. Fails if an engine loses too much F1."""
+    """Compile a network into a bundle: engines, manifest and evidence. Fails if an engine loses too much F1."""
     _need_compiler()
     from misgnet_export.pipeline.build import build as run
     from misgnet_export.report import parity_table, stage_table, throughput_table

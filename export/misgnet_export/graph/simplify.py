@@ -15,19 +15,38 @@ _SKIPPED = [
 ]  # fmt: skip
 
 
-def simplify_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns an equivalent smaller graph. Raises GateFailed if onnxsim's own check fails or batch norms remain."""
-    simplified, agrees = onnxsim.simplify(model, skipped_optimizers=_SKIPPED)
+def simplify_graph(model: onnx.ModelProto, *, norms_fold: bool = True) -> onnx.ModelProto:
+    """Returns an equivalent smaller graph with the shapes of its tensors.
+
+    Args:
+        model: The exported graph.
+        norms_fold: Whether every batch norm of the network follows a convolution, into which it is folded, as in
+            MISGNet. In other networks those that remain are legitimate.
+
+    Raises:
+        GateFailed: onnxsim fails, its own check fails, or batch norms remain although ``norms_fold``.
+    """
+    try:
+        simplified, agrees = onnxsim.simplify(model, skipped_optimizers=_SKIPPED)
+    except Exception as error:  # whatever its passes raise about this graph: they have no common base class
+        raise GateFailed(f"onnxsim cannot simplify the graph: {_first_line(error)}; export it in another form") from error
     if not agrees:
         raise GateFailed("the graph simplified by onnxsim does not compute the same output as the exported one")
     left = [node.name for node in simplified.graph.node if node.op_type == "BatchNormalization"]
-    if left:
+    if left and norms_fold:
         raise GateFailed(f"batch norms were not folded: {len(left)} remain, the first is '{left[0]}'")
     return with_shapes(simplified)
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Checks ``model`` and adds the shape of every tensor. Raises onnx's errors if a shape cannot be inferred."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    """Checks ``model`` and adds the shape of every tensor whose shape can be inferred.
+
+    A tensor may stay without one, such as the output of NonZero: the graph runs anyway, and its operators stay float.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     onnx.checker.check_model(inferred)
     return inferred
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

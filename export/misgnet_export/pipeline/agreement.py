@@ -76,12 +76,12 @@ def require_same(found: Agreement, interface: Interface, what: str, before: str)
         if not found.pixels >= MASK_AGREEMENT:
             raise GateFailed(
                 f"{what} differs from {before} in {100 * (1 - found.pixels):.3f} % of the masks' pixels (allowed "
-                f"{100 * (1 - MASK_AGREEMENT):.2f} %); the stage in between is wrong for this checkpoint"
+                f"{100 * (1 - MASK_AGREEMENT):.2f} %); the stage in between is wrong for this network"
             )
     elif not found.largest <= FLOAT_TOLERANCE:
         raise GateFailed(
             f"{what} differs from {before} by up to {found.largest:.2e} in the probability of change "
-            f"(allowed {FLOAT_TOLERANCE:.0e}); the stage in between is wrong for this checkpoint"
+            f"(allowed {FLOAT_TOLERANCE:.0e}); the stage in between is wrong for this network"
         )
 
 

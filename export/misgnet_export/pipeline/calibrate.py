@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Calibrated:
     observed: ActivationStatistics
     calib: TileSet
     decision: Decision | None  # validation tiles that decide between alternatives; None if there is no validation set
+    # Patterns for parts of the network that must not be float16, with the reason.
+    float32_scopes: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: list[Recipe]) -> Calibrated:
@@ -54,7 +56,7 @@ def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: lis
         if file is None:
             observed, reused = observe_now(), ""
         else:
-            key = StatisticsKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
+            key = StatisticsKey(sets.calib.digest(), context.weights_sha256, _digest(model))
             observed, word = observe_or_reuse(file, key, model, recipes, observe_now)
             reused = f"; {file}: {word}"
         decision = None
@@ -64,7 +66,7 @@ def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: lis
         stage.finding = f"{found} on {plural(len(sets.calib), 'tile')} of both dates{reused}"
     return Calibrated(
         model=model, predictions=graph.predictions, interface=interface, observed=observed, calib=sets.calib,
-        decision=decision,
+        decision=decision, float32_scopes=context.known.float32_scopes,
     )  # fmt: skip
 
 

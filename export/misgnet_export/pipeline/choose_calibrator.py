@@ -73,8 +73,9 @@ def try_calibrators(start: Calibrated, recipe: Recipe, progress: Progress) -> di
 def quantized_with(calibrator: Calibrating, start: Calibrated, recipe: Recipe) -> Candidate:
     """Quantizes for ``recipe`` with the ranges of ``calibrator``."""
     inputs = QuantizationInputs(
-        model=start.model, ranges=_ranges(calibrator, start, recipe), absolute_maxima=start.observed.absolute_maxima
-    )
+        model=start.model, ranges=_ranges(calibrator, start, recipe), absolute_maxima=start.observed.absolute_maxima,
+        float32_scopes=start.float32_scopes,
+    )  # fmt: skip
     quantized = inputs.quantize(recipe)
     return Candidate(calibrator, inputs, quantized, start.decision.loss(quantized.model) if start.decision else None)
 

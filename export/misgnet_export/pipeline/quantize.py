@@ -61,7 +61,10 @@ def quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe) ->
     if recipe.int8:
         found = _to_int8(context, start, recipe)
     else:
-        inputs = QuantizationInputs(model=start.model, ranges={}, absolute_maxima=start.observed.absolute_maxima)
+        inputs = QuantizationInputs(
+            model=start.model, ranges={}, absolute_maxima=start.observed.absolute_maxima,
+            float32_scopes=start.float32_scopes,
+        )  # fmt: skip
         found = RecipeGraph(quantized=inputs.quantize(recipe), inputs=inputs)
     if recipe.float16:
         found = _check_float16(context, start, recipe, found)
@@ -146,7 +149,7 @@ def _repair(
     with context.log.stage(f"repair for {recipe.name}") as stage:
         better = repair(
             start.model, decision.interface, start.calib, recipe, ranges_of=ranges_of,
-            absolute_maxima=start.observed.absolute_maxima, decide=decision.loss,
+            absolute_maxima=start.observed.absolute_maxima, float32_scopes=start.float32_scopes, decide=decision.loss,
             enough=None if always else lambda loss: passes(loss.measurement, limit), progress=stage.progress,
         )  # fmt: skip
         kept = [attempt.name for attempt in better.attempts if attempt.kept] or ["nothing"]
@@ -158,7 +161,7 @@ def _repair(
 
 def _control(context: BuildContext, decision: Decision, found: RecipeGraph, limit: Limit) -> RecipeGraph:
     graph, recipe = Graph(found.inputs.model), found.quantized.recipe
-    groups = groups_of(graph, found.quantized.sites)
+    groups = groups_of(graph, found.quantized.sites, context.known.groups)
     nodes = {group.name: group.nodes for group in groups}
     few = decision.fewer()
 

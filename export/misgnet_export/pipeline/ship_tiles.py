@@ -20,9 +20,12 @@ _GOLDEN_TILES = 4
 
 
 def ship_golden_tiles(root: Path, tiles: TileSet, parity: ParityReport, predict: Predict) -> Path:
-    """Writes a few evaluation tiles with the float model's output: those with most change, from different images."""
-    entries = parity.engines[0].tiles
-    order = sorted(range(len(tiles)), key=lambda i: (-(entries[i].reference[0] + entries[i].reference[2]), i))
+    """Writes a few evaluation tiles with the float model's output: those with most change, from different images.
+
+    Without labels, the float model tells where change is.
+    """
+    counts = [tile.reference for tile in parity.engines[0].tiles]
+    order = sorted(range(len(tiles)), key=lambda i: (-(counts[i][0] + counts[i][2 if tiles.labelled else 1]), i))
     picked = _first_of_each_source(tiles, order)[:_GOLDEN_TILES]
     chosen: list[Tile] = [read_tile(tiles[i]) for i in picked]
     before, after = stack(chosen)

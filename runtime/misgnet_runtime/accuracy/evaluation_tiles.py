@@ -119,7 +119,10 @@ def evaluate_on_device(
         if progress:
             progress(number, len(files))
     limit = limit or limit_of(manifest)
-    return compare(entry.name, entry.precision, reference, found, limit, device=device, gate=manifest.gate)
+    return compare(
+        entry.name, entry.precision, reference, found, limit, device=device, gate=manifest.gate,
+        labelled=manifest.metrics.get("labelled") is not False,
+    )  # fmt: skip
 
 
 def _evaluate(

@@ -79,6 +79,7 @@ def decide(
     *,
     rule: GateRule = "point",
     intervals: Intervals | None = None,
+    labelled: bool = True,
 ) -> Verdict:
     """Evaluates ``engine`` against ``reference`` on the same pixels.
 
@@ -94,10 +95,11 @@ def decide(
         rule: "point" compares the measured drop or ratio. "upper" compares the worse end of its interval, a plausible
             value on other images of the same kind; it fails if there is no interval.
         intervals: Bootstrap intervals of drop and ratio.
+        labelled: Whether there are labels; without, all pixels are counted as unchanged ones.
     """
     drop, ratio = f1_drop(reference, engine), f1_ratio(reference, engine)
     if drop is None:
-        return _no_change_verdict(reference, engine, agreement, limit.points(None))
+        return _no_change_verdict(reference, engine, agreement, limit.points(None), labelled)
     if limit.min_f1_ratio is None:
         allowed = limit.points(reference.f1)
         if rule == "point":
@@ -111,11 +113,16 @@ def decide(
     return _lower_ratio_verdict(ratio, limit.min_f1_ratio, intervals.ratio if intervals else None)
 
 
-def _no_change_verdict(reference: Confusion, engine: Confusion, agreement: float, allowed: float) -> Verdict:
+def _no_change_verdict(
+    reference: Confusion, engine: Confusion, agreement: float, allowed: float, labelled: bool
+) -> Verdict:
     alarms = round(100 * ((engine.false_alarms or 0.0) - (reference.false_alarms or 0.0)), 9)
     disagreeing = round(100 * (1 - agreement), 9)
     value = max(alarms, disagreeing)
     passed = value <= allowed
+    if not labelled:
+        reason = f"F1 was not measured (no labels): {disagreeing:.3f} points of disagreeing pixels, {allowed:g} allowed"
+        return Verdict(disagreeing <= allowed, "agreement", disagreeing, allowed, reason)
     reason = (
         f"F1 is undefined because no label holds a change: {alarms:+.3f} points of false alarms and "
         f"{disagreeing:.3f} points of disagreeing pixels, {allowed:g} allowed"

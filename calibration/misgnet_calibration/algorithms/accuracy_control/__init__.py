@@ -15,11 +15,11 @@ from misgnet_calibration.algorithms.accuracy_control.decision import (
     loss,
     passes,
 )
-from misgnet_calibration.algorithms.accuracy_control.groups import Depth, groups_of, listed, ties_of
+from misgnet_calibration.algorithms.accuracy_control.groups import groups_of, listed, ties_of
 from misgnet_calibration.algorithms.accuracy_control.run import Evaluate, Listen
 from misgnet_calibration.algorithms.accuracy_control.search import ControlReport, Stopped, control
 
 __all__ = [
-    "NO_NUMBERS", "ControlReport", "Depth", "Effect", "Evaluate", "Group", "Limit", "Listen", "Measurement", "Phase",
+    "NO_NUMBERS", "ControlReport", "Effect", "Evaluate", "Group", "Limit", "Listen", "Measurement", "Phase",
     "Step", "Stopped", "control", "groups_of", "listed", "loss", "passes", "ties_of",
 ]  # fmt: skip

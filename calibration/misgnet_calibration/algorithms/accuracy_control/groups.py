@@ -1,20 +1,26 @@
-"""Groups the operators that accuracy control reverts together: those of one module, with or without weights."""
+"""Groups the operators that accuracy control reverts together: those of one module, with or without weights.
+
+The modules of MISGNet are known. Of any other network, modules are taken apart until none has more than a small share of
+the MACs: a few dozen groups, of which each costs about as much to revert. Operators whose names state no module are
+joined to blocks with their neighbours in the order of the graph, up to the same share.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from misgnet_calibration.algorithms.accuracy_control.decision import Group
+from misgnet_calibration.quantizer.known_modules import Depth
 
 if TYPE_CHECKING:  # this module must import without onnx, to show reports
     from misgnet_calibration.onnx_graph.graph import Graph
     from misgnet_calibration.quantizer.placement import QuantizerSite
 
-Depth = Literal["stage", "block", "module", "operator"]
-
+# The share of the MACs of all sites above which a module is taken apart, and up to which operators form a block.
+LARGEST_SHARE = 1 / 24
 UNWEIGHTED = " (unweighted)"
 _COUNTED_FROM = 4
 
@@ -37,19 +43,73 @@ class Costed(Protocol):
     def multiply_adds(self) -> int: ...
 
 
-def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "module") -> tuple[Group, ...]:
+def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "balanced") -> tuple[Group, ...]:
     """Returns the groups of ``sites``, in the order of their first sites.
 
     A module's operators without MACs form a separate group: reverting them costs no speed.
+
+    Args:
+        graph: The float graph.
+        sites: Its quantizer sites.
+        depth: "balanced" for any network (:func:`balanced_names`), or a depth in the modules of MISGNet.
     """
+    costs = {site.node: graph.macs(graph.by_name[site.node]) for site in sites}
+    if depth == "balanced":
+        names = balanced_names({node: graph.scope_of(node) for node in costs}, costs)
+    else:
+        names = {node: group_name(node, depth) for node in costs}
     nodes: dict[str, list[str]] = defaultdict(list)
-    costs: Counter[str] = Counter()
-    for site in sites:
-        cost = graph.macs(graph.by_name[site.node])
-        name = group_name(site.node, depth) + ("" if cost else UNWEIGHTED)
-        nodes[name].append(site.node)
-        costs[name] += cost
-    return tuple(Group(name, tuple(members), costs[name]) for name, members in nodes.items())
+    totals: Counter[str] = Counter()
+    for node, cost in costs.items():
+        name = names[node] + ("" if cost else UNWEIGHTED)
+        nodes[name].append(node)
+        totals[name] += cost
+    return tuple(Group(name, tuple(members), totals[name]) for name, members in nodes.items())
+
+
+def balanced_names(scopes: Mapping[str, str], costs: Mapping[str, int]) -> dict[str, str]:
+    """Returns the name of each operator's group, from its module and its MACs; equal arguments give equal groups.
+
+    A module with more than LARGEST_SHARE of all MACs is replaced by its parts, and those again, down to operators. The
+    operators that are directly in such a module, or in none, form blocks: consecutive ones, until the next would exceed
+    the share. A block is named after its first and its last operator.
+
+    Args:
+        scopes: By operator, in the order of the graph: its module, such as "encoder.layer1.0.conv1", or "".
+        costs: By operator, its MACs.
+    """
+    largest = LARGEST_SHARE * sum(costs.values())
+    names: dict[str, str] = {}
+
+    def divide(module: str, nodes: Sequence[str], depth: int) -> None:
+        if module and (len(nodes) == 1 or sum(costs[node] for node in nodes) <= largest):
+            names.update(dict.fromkeys(nodes, module))
+            return
+        parts: dict[str, list[str]] = defaultdict(list)
+        for node in nodes:
+            path = scopes[node].split(".") if scopes[node] else []
+            parts[".".join(path[: depth + 1]) if len(path) > depth else ""].append(node)
+        for part, members in parts.items():
+            if part:
+                divide(part, members, depth + 1)
+        for block in _blocks(parts.get("", []), costs, largest):
+            names.update(dict.fromkeys(block, block[0] if len(block) == 1 else f"{block[0]} to {block[-1]}"))
+
+    divide("", list(scopes), 0)
+    return names
+
+
+def _blocks(nodes: Sequence[str], costs: Mapping[str, int], largest: float) -> list[list[str]]:
+    """Joins consecutive ``nodes`` whose MACs together are at most ``largest``."""
+    blocks: list[list[str]] = []
+    total = 0
+    for node in nodes:
+        if not blocks or total + costs[node] > largest:
+            blocks.append([])
+            total = 0
+        blocks[-1].append(node)
+        total += costs[node]
+    return blocks
 
 
 def ties_of(groups: Sequence[Group], sites: Sequence[QuantizerSite]) -> tuple[tuple[str, ...], ...]:
@@ -75,6 +135,6 @@ def listed(names: Sequence[str], groups: Iterable[Costed]) -> str:
 
 
 def group_name(node: str, depth: Depth) -> str:
-    """Returns the group of a node, from its name; a node outside of modules forms its own group."""
+    """Returns the group of a node of MISGNet, from its name; a node outside of modules forms its own group."""
     found = _NAMED[depth].match(node)
     return found.group() if found else node

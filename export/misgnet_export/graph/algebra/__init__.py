@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import onnx
 
+from misgnet_calibration.onnx_graph import opset_of
 from misgnet_export.graph.algebra.attention import fold_attention_scale, fold_output_into_values, merge_single_head
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
-from misgnet_export.graph.algebra.resizes import resizes_as_products
+from misgnet_export.graph.algebra.resizes import resizes_as_products, resizes_by_scales
 from misgnet_export.graph.algebra.sums import small_products_as_sums
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
 from misgnet_export.graph.simplify import with_shapes
 
 __all__ = ["GPU_REWRITES", "REWRITES", "rewrite"]
 
+_OLDEST_OPSET = 18
 # In this order: some find what an earlier one leaves.
 REWRITES = (
     fold_normalisation,
@@ -40,15 +42,15 @@ GPU_REWRITES = (
 def rewrite(model: onnx.ModelProto, *, for_gpu: bool = False) -> onnx.ModelProto:
     """Returns a simplified float graph with less work and the same function, up to float32 rounding.
 
-    Each rewrite changes only the patterns it recognises.
+    Each rewrite changes only the patterns it recognises. A graph of an operator set before 18 stays as it is: until then,
+    Softmax and reductions meant something else.
 
     Args:
         model: The simplified graph.
         for_gpu: Whether TensorRT compiles the graph; else engines of a CPU open it.
-
-    Raises:
-        InputError: The shape of a tensor cannot be inferred.
     """
-    for step in GPU_REWRITES if for_gpu else REWRITES:
+    steps = GPU_REWRITES if for_gpu else REWRITES
+    # The first one does not find anything in MISGNet; of other networks, later ones find what it leaves.
+    for step in (resizes_by_scales, *steps) if opset_of(model) >= _OLDEST_OPSET else ():
         model = step(model)
     return with_shapes(model)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from misgnet_calibration.onnx_graph import attribute
+from misgnet_calibration.onnx_graph import Graph, attribute
 from misgnet_export.graph.algebra.linear import Linear, linear_of
 from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
 
@@ -89,9 +89,15 @@ def _values_of(rewriting: Rewriting, name: str) -> Linear | None:
     linear = linear_of(rewriting, graph.producer.get(split.input[0])) if split is not None else None
     if squeeze is None or part is None or turn is None or split is None or linear is None:
         return None
-    second = part.input[1] in graph.constants and list(graph.constant(part.input[1])) == [1]
+    second = _constants(graph, part, 1, 3) == [[1], [0]] and rewriting.dims(split.output[0])[2:4] == [2, 1]
     alone = all(len(graph.consumers[node.output[0]]) == 1 for node in (squeeze, part, split, linear.add))
     return linear if second and alone and split.op_type == "Reshape" else None
+
+
+def _constants(graph: Graph, node: onnx.NodeProto, *indices: int) -> list[list[int]]:
+    """Returns the values of the constant inputs of ``node`` at ``indices``; [] if one of them is missing."""
+    names = [node.input[i] for i in indices if i < len(node.input)]
+    return [graph.constant(name).tolist() for name in names] if all(x in graph.constants for x in names) else []
 
 
 def _fold_output(rewriting: Rewriting, head: _SingleHead, source: Linear) -> None:
@@ -116,7 +122,7 @@ def _single_head(rewriting: Rewriting, softmax: onnx.NodeProto) -> _SingleHead |
     scores, mixed = graph.producer.get(softmax.input[0]), rewriting.reader(softmax.output[0], "MatMul")
     if scores is None or mixed is None or (scores.op_type, mixed.input[0]) != ("MatMul", softmax.output[0]):
         return None
-    shape = rewriting.shape(scores.output[0])
+    shape = rewriting.dims(scores.output[0])
     if len(shape) != 4 or shape[1] != 1 or attribute(softmax, "axis", -1) not in (-1, 3):
         return None
     turn = graph.producer.get(scores.input[0])
@@ -130,6 +136,9 @@ def _single_head(rewriting: Rewriting, softmax: onnx.NodeProto) -> _SingleHead |
         return None
     inner = (query.add, split, turn, scores)
     if split.op_type != "Reshape" or any(len(graph.consumers[node.output[0]]) != 1 for node in inner):
+        return None
+    tokens = [rewriting.dims(x) for x in (query.product.input[0], output.add.output[0])]
+    if any(len(dims) != 3 or None in dims[1:] for dims in tokens) or tokens[0][1] != tokens[1][1]:
         return None
     return _SingleHead(
         query=query, scores=scores, softmax=softmax, mixed=mixed, output=output, moving=(split, turn, back, join)
@@ -162,6 +171,8 @@ def _fold(rewriting: Rewriting, multiply: onnx.NodeProto, product: onnx.NodeProt
     add = _behind(rewriting, product.input[0])
     linear = graph.producer.get(add.input[0]) if add is not None and add.op_type == "Add" else None
     if add is None or linear is None or graph.weight_of(linear) is None or add.input[1] not in graph.constants:
+        return
+    if linear.op_type != "MatMul":
         return
     if rewriting.reader(linear.output[0], "Add") is None:
         return

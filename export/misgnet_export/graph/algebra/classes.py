@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from misgnet_calibration.onnx_graph import attribute
 from misgnet_export.graph.algebra.rewriting import Rewriting
@@ -18,7 +19,7 @@ def merge_classes(model: onnx.ModelProto) -> onnx.ModelProto:
     rewriting = Rewriting(model)
     for resize in rewriting.graph.nodes:
         conv = rewriting.graph.producer.get(resize.input[0]) if resize.op_type == "Resize" else None
-        if conv is None or not _has_two_classes(rewriting, conv, resize):
+        if conv is None or not (_has_two_classes(rewriting, conv, resize) and _resizes_any_channels(rewriting, resize)):
             continue
         if _to_probability(rewriting, resize) or _to_mask(rewriting, resize):
             _subtract(rewriting, conv)
@@ -26,12 +27,21 @@ def merge_classes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _has_two_classes(rewriting: Rewriting, conv: onnx.NodeProto, resize: onnx.NodeProto) -> bool:
-    """Returns whether ``conv`` has two output channels, a constant weight and bias, and no other readers."""
+    """Returns whether ``conv`` has two output channels in one group, a constant weight and bias, and no other readers."""
     graph = rewriting.graph
     is_conv = conv.op_type == "Conv" and len(conv.input) == 3 and graph.weight_of(conv) is not None
-    if not is_conv or rewriting.reader(conv.output[0], "Resize") is not resize:
+    if not is_conv or rewriting.reader(conv.output[0], "Resize") is not resize or attribute(conv, "group", 1) != 1:
         return False
     return rewriting.shape(conv.input[1])[0] == 2 and conv.input[2] in graph.constants
+
+
+def _resizes_any_channels(rewriting: Rewriting, resize: onnx.NodeProto) -> bool:
+    """Returns whether ``resize`` is linear and would resize a map of one channel as well, by constant scales."""
+    given = {a.name: helper.get_attribute_value(a) for a in resize.attribute}
+    crops = given.get("coordinate_transformation_mode") == b"tf_crop_and_resize"  # and fills in a constant
+    if crops or "axes" in given or len(resize.input) != 3 or resize.input[2] not in rewriting.graph.constants:
+        return False
+    return rewriting.graph.constant(resize.input[2])[:2].tolist() == [1, 1]
 
 
 def _to_probability(rewriting: Rewriting, resize: onnx.NodeProto) -> bool:

@@ -22,7 +22,7 @@ _ELEMENTWISE = ("Gelu", "Relu")  # compute each value independently, so a transp
 
 @dataclass(frozen=True)
 class Linear:
-    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias that is its only reader."""
+    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias (C_out,) that is its only reader."""
 
     product: onnx.NodeProto
     add: onnx.NodeProto
@@ -49,8 +49,10 @@ def _rewrite_before(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     if any(len(graph.consumers[node.output[0]]) != 1 for node in (turn, grid, linear.add)):
         return
     name, product = turn.output[0], linear.product
-    _, _, height, width = rewriting.shape(name)
-    sizes = rewriting.sizes(height, width, rewriting.shape(product.input[1])[0])
+    shape, (c_in, c_out) = rewriting.fixed_shape(name), rewriting.shape(product.input[1])
+    if shape is None or shape[0] != c_out:  # the Reshape must leave the channels of each token together
+        return
+    sizes = rewriting.sizes(*shape[1:], c_in)
     gridded = rewriting.add("Reshape", [product.input[0], sizes], f"{name}_grid", product)
     turned = rewriting.add("Transpose", [gridded], f"{name}_map", product, perm=TO_MAP)
     _convolve(rewriting, linear, turned, name)
@@ -68,6 +70,9 @@ def _rewrite_after(rewriting: Rewriting, conv: onnx.NodeProto) -> None:
     product = rewriting.reader(last, "MatMul")
     linear = linear_of(rewriting, rewriting.reader(product.output[0], "Add")) if product is not None else None
     if linear is None or linear.product.input[0] != last:
+        return
+    tokens, channels = rewriting.dims(linear.add.output[0]), rewriting.dims(conv.output[0])[1:2]
+    if len(tokens) != 3 or None in tokens[1:] or rewriting.dims(flat.output[0])[2:] != channels:
         return
     if chain:
         chain[0].input[0] = conv.output[0]
@@ -95,7 +100,9 @@ def linear_of(rewriting: Rewriting, add: onnx.NodeProto | None) -> Linear | None
         return None
     weight = graph.weight_of(product)
     alone = rewriting.reader(product.output[0], "Add") is add
-    return Linear(product, add) if weight and alone and len(rewriting.shape(weight)) == 2 else None
+    if weight is None or not alone or len(rewriting.shape(weight)) != 2:
+        return None
+    return Linear(product, add) if rewriting.shape(add.input[1]) == rewriting.shape(weight)[1:] else None
 
 
 def _convolve(rewriting: Rewriting, linear: Linear, source: str, output: str) -> str:

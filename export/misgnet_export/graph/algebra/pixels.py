@@ -16,6 +16,8 @@ from misgnet_calibration.onnx_graph import attribute
 from misgnet_export.graph.algebra.rewriting import Rewriting, permutation
 from misgnet_export.graph.algebra.tokens import TO_MAP
 
+_STEPS = ("Mul", "Sub", "Concat")  # the only reader of each step of a date
+
 
 @dataclass(frozen=True)
 class _Date:
@@ -36,7 +38,7 @@ def fold_normalisation(model: onnx.ModelProto) -> onnx.ModelProto:
         dates = [_date(rewriting, name) for name in join.input]
         conv = rewriting.reader(join.output[0], "Conv")
         found = [date for date in dates if date is not None]
-        if conv is not None and len(found) == len(dates) and _same(found) and rewriting.graph.weight_of(conv):
+        if conv is not None and len(found) == len(dates) and _same(found) and _multiplies(rewriting, conv, found[0]):
             _fold(rewriting, join, conv, found)
     return rewriting.finish()
 
@@ -51,16 +53,25 @@ def _date(rewriting: Rewriting, name: str) -> _Date | None:
     gain, offset = multiply.input[1], subtract.input[1]
     if gain not in graph.constants or offset not in graph.constants:
         return None
+    if any(rewriting.reader(node.output[0], *_STEPS) is None for node in (turn, multiply, subtract)):
+        return None
     numbers = [graph.constant(name).astype(np.float64) for name in (gain, offset)]
     return _Date(turn.input[0], numbers[0], numbers[1], (turn, multiply, subtract))
 
 
 def _same(dates: list[_Date]) -> bool:
     first = dates[0]
-    channels = first.gain.shape[1:2] * 2
-    if (first.gain.shape, first.offset.shape) != ((1, channels[0], 1, 1),) * 2:
+    per_band = (1, first.gain.size, 1, 1)
+    if (first.gain.shape, first.offset.shape) != (per_band, per_band) or not first.gain.all():
         return False
     return all(np.array_equal(d.gain, first.gain) and np.array_equal(d.offset, first.offset) for d in dates)
+
+
+def _multiplies(rewriting: Rewriting, conv: onnx.NodeProto, date: _Date) -> bool:
+    """Returns whether ``conv`` multiplies each band of ``date`` with a constant kernel."""
+    weight = rewriting.graph.weight_of(conv)
+    kernel = rewriting.dims(weight) if weight is not None else []
+    return len(kernel) == 4 and kernel[1] == date.gain.size
 
 
 def _fold(rewriting: Rewriting, join: onnx.NodeProto, conv: onnx.NodeProto, dates: list[_Date]) -> None:

@@ -46,11 +46,19 @@ class Rewriting:
         return output
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Adds an initializer unless ``name`` exists already; returns ``name``."""
-        if name not in self.graph.constants:
-            self.graph.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-            self.model.graph.initializer.append(self.graph.constants[name])
-        return name
+        """Adds an initializer, or finds it if it exists already; returns its name: ``name``, or with a number added.
+
+        Operators of a stranger's network may share a weight that a rewrite changes differently for each.
+        """
+        added = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        copies = 0
+        while added.name in self.graph.constants and not _equal(self.graph.constants[added.name], added):
+            copies += 1
+            added.name = f"{name}_{copies}"
+        if added.name not in self.graph.constants:
+            self.graph.constants[added.name] = added
+            self.model.graph.initializer.append(added)
+        return added.name
 
     def sizes(self, *dimensions: int) -> str:
         """Returns the target shape of a Reshape: the batch, which is inferred, and then ``dimensions``."""
@@ -60,13 +68,24 @@ class Rewriting:
         """Returns the dimensions for one image pair, before any change. Raises InputError if one cannot be inferred."""
         return self._before.shape(name)
 
-    def fixed_shape(self, name: str) -> tuple[int, int, int] | None:
-        """Returns (C, h, w) of the map ``name`` (B, C, h, w), before any change; None if one of them is not fixed.
+    def has_shape(self, name: str) -> bool:
+        """Returns whether :meth:`shape` knows all dimensions."""
+        return self._before.has_shape(name)
 
-        :meth:`shape` would return 1 for a symbolic dimension.
+    def dims(self, name: str) -> list[int | None]:
+        """Returns the dimensions, before any change: None for those that are not fixed, [] if their number is unknown.
+
+        :meth:`shape` would return 1 for a symbolic dimension, the batch among others.
         """
-        dims = [d.dim_value for d in self._symbolic[name].shape.dim] if name in self._symbolic else []
-        return (dims[1], dims[2], dims[3]) if len(dims) == 4 and all(dims[1:]) else None
+        if name in self._before.constants:
+            return list(self._before.shape(name))
+        found = self._symbolic.get(name)
+        return [d.dim_value if d.HasField("dim_value") else None for d in found.shape.dim] if found else []
+
+    def fixed_shape(self, name: str) -> tuple[int, int, int] | None:
+        """Returns (C, h, w) of the map ``name`` (B, C, h, w), before any change; None if one of them is not fixed."""
+        dims = self.dims(name)
+        return (dims[1], dims[2], dims[3]) if len(dims) == 4 and dims[1] and dims[2] and dims[3] else None
 
     def reader(self, name: str, *operators: str) -> onnx.NodeProto | None:
         """Returns the only reader of ``name`` if it is one of ``operators`` and ``name`` is not a graph output."""
@@ -81,6 +100,11 @@ class Rewriting:
         drop_unused(self.model)
         del self.model.graph.value_info[:]
         return self.model
+
+
+def _equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    first, second = numpy_helper.to_array(one), numpy_helper.to_array(other)
+    return first.dtype == second.dtype and np.array_equal(first, second)
 
 
 def permutation(node: onnx.NodeProto | None) -> tuple[int, ...]:

@@ -42,6 +42,8 @@ def _rewrite_quadratic(rewriting: Rewriting, add: onnx.NodeProto) -> None:
         return
     if any(name not in graph.constants or len(graph.shape(name)) != 4 for name in factors):
         return
+    if len(rewriting.dims(x)) != 4:
+        return
     if graph.shape(factors[0]) != graph.shape(factors[1]) or graph.shape(factors[0])[2] >= _FEWEST:
         return
     if any(rewriting.reader(node.output[0], "Add") is not add for node in (square, linear)):
@@ -65,7 +67,9 @@ def _rewrite_few_terms(rewriting: Rewriting, product: onnx.NodeProto) -> None:
     turn, right = graph.producer.get(product.input[0]), product.input[1]
     if turn is None or permutation(turn) != _LAST_TWO or right in graph.constants:
         return
-    if len(rewriting.shape(right)) != 4 or rewriting.shape(right)[2] >= _FEWEST:
+    nodes, maps = rewriting.dims(turn.input[0]), rewriting.dims(right)
+    # Both dates are stacked along the first axis. Heads of attention are not: its sums would have terms of N x N.
+    if len(maps) != 4 or maps[0] != 2 or nodes[:1] != [2] or maps[2] is None or maps[2] >= _FEWEST:
         return
     name = product.output[0]
     left = rewriting.add("Unsqueeze", [turn.input[0], _axis(rewriting, 4)], f"{name}_left", product)

@@ -28,10 +28,11 @@ def tokens_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _swap_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
     reshape = rewriting.reader(transpose.output[0], "Reshape")
-    if reshape is None or len(shape := rewriting.shape(reshape.output[0])) != 4:
+    shape = rewriting.fixed_shape(reshape.output[0]) if reshape is not None else None
+    if reshape is None or shape is None:
         return
-    _, channels, height, width = shape
-    if channels != rewriting.shape(transpose.output[0])[1]:
+    channels, height, width = shape
+    if rewriting.dims(transpose.output[0])[1:] != [channels, height * width]:
         return
     name = reshape.output[0]
     grid = rewriting.add(
@@ -44,10 +45,12 @@ def _swap_to_map(rewriting: Rewriting, transpose: onnx.NodeProto) -> None:
 def _swap_to_tokens(rewriting: Rewriting, reshape: onnx.NodeProto) -> None:
     transpose = rewriting.reader(reshape.output[0], "Transpose")
     source = reshape.input[0]
-    if transpose is None or permutation(transpose) != _TURNED or len(rewriting.shape(source)) != 4:
+    shape = rewriting.fixed_shape(source)
+    if transpose is None or permutation(transpose) != _TURNED or shape is None:
         return
-    _, channels, count = rewriting.shape(reshape.output[0])
-    if channels != rewriting.shape(source)[1]:
+    channels, height, width = shape
+    count = height * width
+    if rewriting.dims(reshape.output[0])[1:] != [channels, count]:
         return
     name = transpose.output[0]
     grid = rewriting.add("Transpose", [source], f"{name}_grid", transpose, perm=TO_TOKENS)
