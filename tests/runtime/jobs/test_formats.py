@@ -15,6 +15,8 @@ from PIL import Image
 
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
+from rasterio.transform import Affine
+
 from misgnet_runtime import open_bundle
 from misgnet_runtime.accuracy.evaluation_tiles import (
     ROLE,
@@ -41,7 +43,7 @@ from support.batches import Recorder, write_table
 from support.bundles import FORMATS, TILE, bands_bundle, edit, expected_of, images_of, interface_of, name_of
 from support.commands import exit_code
 from support.logs import Collected
-from support.scenes import read, write_raster
+from support.scenes import PLACE, read, write_raster
 
 SIZE = (110, 150)
 NOWHERE = {"crs": None, "transform": None}
@@ -221,6 +223,15 @@ def test_alpha_is_not_counted_as_a_band(four: Place) -> None:
         for name, date in zip("AB", four.dates, strict=True)
     ]
     assert np.array_equal(four.scene(*pair), four.scene(*four.rasters))
+
+
+def test_a_shifted_date_is_aligned(place: Place) -> None:
+    transform = PLACE["transform"] * Affine.translation(8, 16)
+    after = place.write("shifted", "B", place.dates[1], transform=transform)
+    found = place.scene(place.rasters[0], after, align=True)
+    covered = expected_of(place.pixels, place.dates[0][16:, 8:], place.dates[1][:-16, :-8])
+    np.testing.assert_allclose(found[16:, 8:], covered, atol=1e-5)
+    assert np.isnan(found[:16]).all() and np.isnan(found[:, :8]).all()
 
 
 def test_a_quick_look_shows_stretched_bands(place: Place) -> None:
