@@ -27,9 +27,9 @@ def write_raster(path: Path, pixels: NDArray[Any], *, mask: NDArray[Any] | None 
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(path, "w", **{**profile, **PLACE, **tiles, **options}) as dataset,
     ):
-        dataset.write(pixels)
         if colours:
             dataset.colorinterp = colours
+        dataset.write(pixels)
         if mask is not None:
             dataset.write_mask(mask)
     return path

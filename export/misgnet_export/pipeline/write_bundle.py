@@ -11,6 +11,7 @@ import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import decode_plan_record
+from misgnet_export.pipeline.config import write_config
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, GraphFile, lowest
 from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
@@ -84,7 +85,7 @@ def _report_data(
 ) -> ReportData:
     calib = draft.sets.calib
     return ReportData(
-        title=f"MISGNet bundle “{request.output.name}”",
+        title=f"Bundle “{request.output.name}”",
         created=timestamp(),
         passed=draft.evidence.parity.passed,
         summary=[
@@ -157,6 +158,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         preprocessing=interface.preprocessing(),
         source_weights_sha256=draft.source.sha256,
         model=draft.source.entry,
+        config=write_config(replace(request, tile=interface.tile, max_batch=interface.max_batch), comments=False),
         calibration=_calibration(request, draft),
         quantization=[g.quantization for g in draft.graphs if g.quantization],
         engines=draft.engines,

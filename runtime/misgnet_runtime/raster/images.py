@@ -176,10 +176,15 @@ def image_size(path: Path, pixels: PixelFormat = RGB8) -> tuple[int, int]:
         return (image.width, image.height) if transposed else (image.height, image.width)
 
 
-def image_time(path: Path) -> datetime | None:
-    """Returns when an image was taken, from its EXIF or TIFF tags (default zone: UTC), or None."""
+def image_time(path: Path, pixels: PixelFormat = RGB8) -> datetime | None:
+    """Returns when an image was taken, from its EXIF or TIFF tags (default zone: UTC), or None.
+
+    ``pixels`` is the format that :func:`read_image` reads.
+    """
     from misgnet_runtime.raster.metadata import parse_time
 
+    if _read_as_raster(path, pixels):
+        return parse_time(read_header(path).text(DATE_TIME))
     with _opened(path) as image, _unwarned():
         exif = _exif(path, image)
         found = [_taken(exif), exif.get(DATE_TIME)]

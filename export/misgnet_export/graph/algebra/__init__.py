@@ -9,7 +9,7 @@ from misgnet_export.graph.algebra.attention import fold_attention_scale, fold_ou
 from misgnet_export.graph.algebra.classes import merge_classes
 from misgnet_export.graph.algebra.linear import mlps_on_maps
 from misgnet_export.graph.algebra.pixels import fold_normalisation
-from misgnet_export.graph.algebra.resizes import resizes_as_products
+from misgnet_export.graph.algebra.resizes import resizes_as_products, resizes_by_scales
 from misgnet_export.graph.algebra.sums import small_products_as_sums
 from misgnet_export.graph.algebra.tokens import tokens_channels_last
 from misgnet_export.graph.simplify import with_shapes
@@ -50,6 +50,7 @@ def rewrite(model: onnx.ModelProto, *, for_gpu: bool = False) -> onnx.ModelProto
         for_gpu: Whether TensorRT compiles the graph; else engines of a CPU open it.
     """
     steps = GPU_REWRITES if for_gpu else REWRITES
-    for step in steps if opset_of(model) >= _OLDEST_OPSET else ():
+    # The first one does not find anything in MISGNet; of other networks, later ones find what it leaves.
+    for step in (resizes_by_scales, *steps) if opset_of(model) >= _OLDEST_OPSET else ():
         model = step(model)
     return with_shapes(model)

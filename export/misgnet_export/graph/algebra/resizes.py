@@ -1,4 +1,7 @@
-"""Replaces bilinear resizes of the output by two products with constant interpolation matrices.
+"""Writes resizes in the forms that engines support best: by scales, and of the output as products with constants.
+
+Exporters compute the size of a resize from shapes of other tensors, or state it for some axes only. TensorRT for RTX 1.7
+rejects the latter, and ONNX Runtime 1.32 fails on it in INT8 graphs. Scales are the plainest form.
 
 A bilinear resize is linear and treats rows and columns separately: y = R x C, where a row of R and a column of C hold
 the two weights of an output row and column. CPU engines keep maps in blocks of 8 or 16 channels: they resize wide maps
@@ -6,6 +9,8 @@ well in that layout, and would have to leave it for a product, but a map of one 
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 import numpy as np
 import onnx
@@ -22,6 +27,52 @@ _ATTRIBUTES = {
     "mode": b"linear", "coordinate_transformation_mode": b"half_pixel", "antialias": 0, "exclude_outside": 0,
     "keep_aspect_ratio_policy": b"stretch",
 }  # fmt: skip
+
+
+def resizes_by_scales(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites resizes to given sizes as resizes by constant scales if float32 represents the scales exactly."""
+    rewriting = Rewriting(model)
+    for node in rewriting.graph.nodes:
+        scales = _exact_scales(rewriting, node)
+        if scales is None:
+            continue
+        attributes = [a for a in node.attribute if a.name != "axes"]
+        sizes = node.input[3] if len(node.input) > 3 else ""
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+        node.input[:] = [node.input[0], "", rewriting.constant(f"scales_of_{node.output[0]}", scales)]
+        _drop_if_unread(rewriting, sizes)
+    return rewriting.finish()
+
+
+def _exact_scales(rewriting: Rewriting, node: onnx.NodeProto) -> NDArray[np.float32] | None:
+    """Returns the scales of a resize of height and width that is stated by sizes or for some axes; else None."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type != "Resize" or not ("axes" in given or len(node.input) > 3):
+        return None
+    crops = given.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    if crops or given.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return None
+    before, after = rewriting.fixed_shape(node.input[0]), rewriting.fixed_shape(node.output[0])
+    if after is None and rewriting.has_shape(node.output[0]):  # sizes computed from shapes, one of which is the batch
+        shape = rewriting.shape(node.output[0])
+        after = (shape[1], shape[2], shape[3]) if len(shape) == 4 else None
+    if before is None or after is None or before[0] != after[0]:
+        return None
+    factors = [Fraction(new, old) for new, old in zip(after[1:], before[1:], strict=True)]
+    powers = all(factor.denominator & (factor.denominator - 1) == 0 for factor in factors)
+    return np.array([1, 1, *map(float, factors)], np.float32) if powers else None
+
+
+def _drop_if_unread(rewriting: Rewriting, name: str) -> None:
+    """Drops the nodes that compute ``name`` if it has no reader but one that does not read it any more."""
+    node = rewriting.graph.producer.get(name)
+    if node is None or len(node.output) > 1 or len(rewriting.graph.consumers[name]) > 1:
+        return
+    if name not in rewriting.graph.outputs():
+        rewriting.drop(node)
+        for read in node.input:
+            _drop_if_unread(rewriting, read)
 
 
 def resizes_as_products(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -68,6 +68,10 @@ class Rewriting:
         """Returns the dimensions for one image pair, before any change. Raises InputError if one cannot be inferred."""
         return self._before.shape(name)
 
+    def has_shape(self, name: str) -> bool:
+        """Returns whether :meth:`shape` knows all dimensions."""
+        return self._before.has_shape(name)
+
     def dims(self, name: str) -> list[int | None]:
         """Returns the dimensions, before any change: None for those that are not fixed, [] if their number is unknown.
 

@@ -88,7 +88,7 @@ def fill(
 
 
 def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[Image, Image]]:
-    """Reads a strip; also returns its tiles that have data, uint8 (B, T, T, 3) of both dates."""
+    """Reads a strip; also returns its tiles that have data, (B, T, T, C) of both dates."""
     pixels = task.pair.read(task.scalings, strip.rows, strip.columns)
     task.tally.add(pixels.unreadable)
     reading = Reading(strip, pixels.valid, pixels.unreadable)
