@@ -50,8 +50,7 @@ def changed(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
 def function(name: str, calls: str, domain: str = "own", times: int = 1) -> onnx.FunctionProto:
     names = ["x", *(f"t{index}" for index in range(times - 1)), "y"]
     nodes = [
-        helper.make_node(calls, [a], [b], domain="own" if calls.startswith("f") else "")
-        for a, b in pairwise(names)
+        helper.make_node(calls, [a], [b], domain="own" if calls.startswith("f") else "") for a, b in pairwise(names)
     ]
     return helper.make_function(domain, name, ["x"], ["y"], nodes, [helper.make_opsetid("", 17)])
 
