@@ -46,6 +46,7 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.pixels import MOST_BANDS
 
 _SIDES = (256, 512, 224, 384, 128, 64)  # px of the images that a network is tried with, until one fits
+_FORMS: dict[int, tuple[ModelIo, ...]] = {1: ("stacked", "time"), 2: ("pair",)}  # by the number of inputs
 _TOLERANCE = 1e-4  # between forward, and encode and compare; relative above 1
 _ONE_OUTPUT = "output"  # name of the output of a network that has no names
 
@@ -108,7 +109,7 @@ def open_factory(name: str, options: ModelOptions) -> PyTorchFactory:
 def _prepared(made: nn.Module, name: str) -> nn.Module:
     """Returns a copy of a module for inference in float32 on the CPU."""
     tensors = [*made.parameters(), *made.buffers()]
-    if any(isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta for tensor in tensors):
+    if any(nn.parameter.is_lazy(tensor) or tensor.is_meta for tensor in tensors):
         raise InputError(f"{name} returned a network with tensors that have no values; run it once in the factory")
     with own_code(name):
         network = copy.deepcopy(made).cpu().float().eval().requires_grad_(False)
@@ -178,7 +179,7 @@ class _Accepted:
 def _inspect(trials: _Trials) -> Found:
     """Returns what the network shows by its parameters and its first convolution, and by what it accepts."""
     options, count = trials.options, len(trials.names)
-    ios: tuple[ModelIo, ...] = {1: ("stacked", "time"), 2: ("pair",)}.get(count, ("pair", "stacked", "time"))
+    ios = _FORMS.get(count, ("pair", "stacked", "time"))
     bands, accepted, side = _possible_bands(trials.network, options), [], trials.first_side
     for side in dict.fromkeys((trials.first_side, *_SIDES)):
         if accepted := trials.accepted(ios, bands, side):
@@ -317,6 +318,8 @@ class Together(Pair):
 class Separate(nn.Module):
     """A network that encodes both dates as one batch and compares them, so that its graph can be cut between."""
 
+    network: Any
+
     def __init__(self, network: nn.Module, output: str) -> None:
         super().__init__()
         self.network, self.output = network, output
@@ -342,15 +345,14 @@ def maps_of(features: Any) -> list[Tensor]:
 def _export(source: PyTorchFactory, interface: Interface) -> onnx.ModelProto:
     """Returns the deployed graph. Raises InputError if PyTorch cannot export the network."""
     what = source.declaration
-    dates = random_dates(what.bands, interface.tile, batch=2)
     network = _sharing(source.network)
     if source.separate:
-        what, images = replace(what, io="pair"), dates
+        what = replace(what, io="pair")
         module: nn.Module = Separate(network, what.output_name)
     else:
-        images = _arranged(what.io, *dates)
         module = (Pair if what.io == "pair" else Together)(network, source.names, what.output_name)
     names = ("before", "after") if what.io == "pair" else ("images",)
+    images = _arranged(what.io, *random_dates(what.bands, interface.tile, batch=2))
     try:
         program = program_of(module.eval(), dict(zip(names, images, strict=True)), interface.max_batch)
         bare = to_onnx(program, names, _ONE_OUTPUT)
@@ -404,7 +406,7 @@ class _Copies:
             self._idle.put(_sharing(network))
 
     @contextmanager
-    def one(self) -> Iterator[nn.Module]:
+    def one(self) -> Iterator[Any]:
         network = self._idle.get()
         try:
             yield network
