@@ -2,9 +2,8 @@
 
 The tiles are split into strata by their share of change and their brightness. Each stratum contributes a number of
 tiles. Within a stratum, tiles are picked that are far from one another in the features of the float encoder, or in
-statistics of their pixels if no encoder is known (greedy
-k-centre: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). This includes rare
-kinds of tiles, and excludes near duplicates.
+statistics of their pixels if no encoder is known (greedy k-centre: Gonzalez, "Clustering to minimize the maximum
+intercluster distance", 1985). This includes rare kinds of tiles, and excludes near duplicates.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ _FEATURES = 64  # maximum number of feature values kept per tile
 _BATCH = 4
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-FeatureExtractor = Callable[[Pixels, Pixels], NDArray[np.float32]]
+FeatureExtractor = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]  # of ``Pixels`` of both dates
 
 
 class FewTilesWarning(UserWarning):
@@ -81,8 +81,8 @@ def select_tiles(
     """Returns ``count`` tiles that represent ``tiles``, or all of them if there are fewer.
 
     ``features`` maps tiles (B, T, T, C) of both dates, uint8 or uint16, to features float32 (B, F): those of the float
-    encoder, or :func:`pixel_features`. Tiles are read in batches, and only a few numbers of each are kept. The same seed picks the same tiles. Raises InputError
-    below 16 tiles, warns with FewTilesWarning below 100.
+    encoder, or :func:`pixel_features`. Tiles are read in batches, and only a few numbers of each are kept. The same
+    seed picks the same tiles. Raises InputError below 16 tiles, warns with FewTilesWarning below 100.
     """
     check_count(tiles, count)
     summaries = describe_tiles(tiles, features, seed, progress)

@@ -105,7 +105,9 @@ def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
 
 
 def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[WrittenGraph]:
-    recipes = [_placed(context.known.applied_to(recipe), context.request) for recipe in recipes_of(context.request.targets)]
+    recipes = [
+        _placed(context.known.applied_to(recipe), context.request) for recipe in recipes_of(context.request.targets)
+    ]
     if not recipes:
         return []
     starts = _calibrate(context, graph, sets, recipes)

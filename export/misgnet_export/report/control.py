@@ -67,7 +67,8 @@ def summary(record: ControlRecord) -> str:
     verb = "passes" if record.passed else "is the closest; none passed"
     share = figures.percent(step.int8_share_of_multiply_adds, 1)
     return (
-        f"Step {step.number} {verb}: {step.reason}; {share} of the MACs are INT8. Reverted to float: {kept}{_cost(record)}. "
+        f"Step {step.number} {verb}: {step.reason}; {share} of the MACs are INT8. "
+        f"Reverted to float: {kept}{_cost(record)}. "
         f"{_effort(record)} in {record.seconds:.0f} s; {_ENDINGS[record.stopped]}."
     )
 

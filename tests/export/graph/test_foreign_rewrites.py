@@ -83,7 +83,8 @@ def test_products_that_share_a_weight_and_scale_it_differently() -> None:
     text = """g (float[batch,8,4] x) => (float[batch,8,8] y, float[batch,8,8] z) {
         t = Transpose <perm = [0, 2, 1]> (x)
         q = MatMul (x, w)  p = Add (q, d)  s = MatMul (p, t)  m = Mul (s, half)  y = Softmax <axis = -1> (m)
-        q2 = MatMul (x, w)  p2 = Add (q2, d)  s2 = MatMul (p2, t)  m2 = Mul (s2, quarter)  z = Softmax <axis = -1> (m2) }"""
+        q2 = MatMul (x, w)  p2 = Add (q2, d)  s2 = MatMul (p2, t)  m2 = Mul (s2, quarter)
+        z = Softmax <axis = -1> (m2) }"""
     constants = {"w": weight(4, 4), "d": weight(4), "half": np.float32(0.5), "quarter": np.float32(0.25)}
     computes_the_same(text, constants, 3, 8, 4, changes=True)
 
