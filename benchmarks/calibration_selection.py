@@ -33,8 +33,8 @@ from misgnet_calibration.statistics.tile_selection import FewTilesWarning, TileS
 from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.calibrate import observe
-from misgnet_export.pipeline.features import encoder_features
 from misgnet_export.pipeline.validation_loss import Decision
+from misgnet_export.sources.misgnet_checkpoint import encoder_features
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import plural

@@ -126,7 +126,7 @@ def _compound(kind: Any, name: str) -> str:
         return " or ".join(shown(part, name) for part in kind.types)
     if isinstance(kind, types.LiteralType):
         return ", ".join(f'`"{value}"`' for value in kind.values)
-    if isinstance(kind, types.ListType):
+    if isinstance(kind, (types.ListType, types.VarTupleType)):
         return f"array of {shown(kind.item_type, name)}" + _limits(kind, " items")
     if isinstance(kind, types.TupleType):
         items = dict.fromkeys(shown(part, name) for part in kind.item_types)

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from misgnet_calibration.algorithms.accuracy_control import ControlReport, Effect, Phase, Step, Stopped, loss
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.engines.tensorrt.layers import Kernel, ProfileLayers, Share
 from misgnet_runtime.engines.tensorrt.plan import Plan, PlanOptions
 from misgnet_runtime.engines.tensorrt.roofline import Roofline, rooflines
@@ -24,8 +24,8 @@ class TilePicture:
 
     name: str
     caption: str
-    before: RgbImage  # uint8 (H, W, 3), like after
-    after: RgbImage
+    before: Image  # uint8 (H, W, 3), like after
+    after: Image
     label: Mask  # bool (H, W), like reference and engine
     reference: Mask  # of the float model
     engine: Mask

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from misgnet.datasets.split import AssignedCell
 from misgnet.datasets.units import TilePixels
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.declared import Declared
@@ -50,7 +50,7 @@ class Scene:
     def width(self) -> int:
         return int(self.before.width)
 
-    def read(self, rows: Span) -> tuple[RgbImage, RgbImage, Mask]:
+    def read(self, rows: Span) -> tuple[Image, Image, Mask]:
         """Reads ``rows``: both dates as uint8 (h, W, 3), the label as bool (h, W).
 
         If a pixel of either date is nodata, both dates are 0 there and the label is "unchanged". Raises InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from misgnet.datasets.record import Header
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class TilePixels:
 
     split: str
     name: str  # of the file, without its suffix
-    before: RgbImage  # uint8 (T, T, 3)
-    after: RgbImage  # uint8 (T, T, 3)
+    before: Image  # uint8 (T, T, 3)
+    after: Image  # uint8 (T, T, 3)
     label: Mask  # bool (T, T)
 
     @property

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image
 
 from misgnet.evaluation.pictures import overlay
 from misgnet.evaluation.tiles import predict_pair
 from misgnet.network import MISGNet
-from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.callables import Image, Progress
 from misgnet_runtime.raster.dataset import common_size, find_sources
 from misgnet_runtime.raster.images import check_mask_name, read_pair, write_mask
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_file, replace_folder
@@ -65,7 +65,7 @@ def predict_folder(
     """
     refuse_inputs([output], [data])
     refuse_existing(output, force)
-    sources = find_sources(data, labelled=False)
+    sources = find_sources(data, labels="ignored")
     for source in sources:  # reads only headers, to report images of different size before the first inference
         common_size(source)
     changed = pixels = 0
@@ -115,11 +115,11 @@ def _predict(
 
 
 def _write_probability(path: Path, probability: NDArray[np.float32]) -> None:
-    Image.fromarray(probability).save(path, format="TIFF", compression="tiff_adobe_deflate")
+    PIL.Image.fromarray(probability).save(path, format="TIFF", compression="tiff_adobe_deflate")
 
 
-def _write_overlay(path: Path, image: RgbImage, mask: NDArray[np.bool_]) -> None:
-    Image.fromarray(overlay(image, mask)).save(path, format="PNG")
+def _write_overlay(path: Path, image: Image, mask: NDArray[np.bool_]) -> None:
+    PIL.Image.fromarray(overlay(image, mask)).save(path, format="PNG")
 
 
 def _write_directly(path: Path, writer: Writer) -> None:

@@ -18,14 +18,14 @@ import torch
 from misgnet.tensors import tile_tensors
 from misgnet.training.augmentation import Pair, augment
 from misgnet.training.recipe import Recipe
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import Source, Tile, TileRef, TileSet, load_source
 from misgnet_runtime.raster.tiling import cut
 
 _AHEAD = 2  # batches read in advance
 _ORDER, _SAMPLE = 0, 1  # identifiers of random-number streams
-Images = tuple[RgbImage, RgbImage, Mask]
+Images = tuple[Image, Image, Mask]
 
 
 def epoch_batches(seed: int, epoch: int, tiles: int, batch: int) -> list[list[int]]:

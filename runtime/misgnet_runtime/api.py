@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
 from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.bundle.signing.policy import required
+from misgnet_runtime.callables import Image
 from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
@@ -63,14 +64,15 @@ class BundleSession:
         self._opened = opened
         self._abandoned = weakref.finalize(self, _release, opened, f"unclosed {self!r}")
 
-    def predict(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> ChangeMap:
-        """Predicts the change between two RGB images of equal size.
+    def predict(self, before: Image, after: Image) -> ChangeMap:
+        """Predicts the change between two images of equal size.
 
         Images larger than a tile are cut into tiles that overlap and are blended, like scenes.
 
         Args:
-            before: Image of the earlier date, uint8 (H, W, 3). It is not modified.
-            after: Image of the later date, uint8 (H, W, 3). It is not modified.
+            before: Image of the earlier date, (H, W, C): uint8 RGB unless ``manifest.interface`` states other
+                ``bands`` or ``samples``. It is not modified.
+            after: Image of the later date, as ``before``. It is not modified.
 
         Returns:
             The probability and the mask of change; new arrays, which belong to the caller.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-RgbImage = NDArray[np.uint8]  # (H, W, 3)
+# (H, W, C), uint8 or uint16; a bundle's :class:`misgnet_runtime.pixels.PixelFormat` says which
+Image = NDArray[np.unsignedinteger[Any]]
 Mask = NDArray[np.bool_]  # (H, W)
-# (before, after), each uint8 (B, T, T, 3), -> probability of change, float32 (B, T, T)
-Predict = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
+# (before, after), each (B, T, T, C) of the bundle's pixel format, -> probability of change, float32 (B, T, T)
+Predict = Callable[[Image, Image], NDArray[np.float32]]
 # (finished steps, total steps)
 Progress = Callable[[int, int], None]

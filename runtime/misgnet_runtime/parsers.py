@@ -24,7 +24,7 @@ def numbers(*counts: int, like: str) -> Callable[[str], tuple[float, ...]]:
         except ValueError:
             found = ()
         if len(found) not in counts or not all(abs(number) < 1e30 for number in found):  # NaN fails too
-            wanted = " or ".join(map(str, counts))
+            wanted = " or ".join(map(str, counts)) if len(counts) < 3 else f"{min(counts)} to {max(counts)}"
             raise ValueError(f"expected {wanted} number{'s' * (counts != (1,))}, for example {like}")
         return found
 

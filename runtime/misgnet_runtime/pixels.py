@@ -7,6 +7,7 @@ from typing import Literal
 
 Samples = Literal["uint8", "uint16"]
 LARGEST: dict[Samples, int] = {"uint8": 255, "uint16": 65535}
+SAMPLE_BYTES: dict[Samples, int] = {"uint8": 1, "uint16": 2}
 MOST_BANDS = 16
 
 
@@ -25,8 +26,18 @@ class PixelFormat:
         """The largest value of a sample."""
         return LARGEST[self.samples]
 
+    @property
+    def bytes(self) -> int:
+        """The number of bytes of a pixel."""
+        return self.bands * SAMPLE_BYTES[self.samples]
+
+    @property
+    def is_rgb8(self) -> bool:
+        """Whether images have the form of 8-bit RGB, whatever their neutral value is."""
+        return (self.bands, self.samples) == (3, "uint8")
+
     def __str__(self) -> str:
-        return "8-bit RGB" if self == RGB8 else f"{self.bands} band{'s' * (self.bands != 1)} of {self.samples}"
+        return "8-bit RGB" if self.is_rgb8 else f"{self.bands} band{'s' * (self.bands != 1)} of {self.samples}"
 
 
 RGB8 = PixelFormat()

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image
+import PIL.Image
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.engines import open_engine_file
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.raster.images import read_pair
 
 
-def own_mask(bundle: Bundle, engine: str, before: RgbImage, after: RgbImage) -> Mask:
+def own_mask(bundle: Bundle, engine: str, before: Image, after: Image) -> Mask:
     """Returns this machine's mask, bool (H, W), with the graph of ``engine``, even if it is for another processor."""
     entry = msgspec.structs.replace(bundle.engine_entry(engine), needs=[])
     manifest = bundle.manifest
@@ -29,7 +29,7 @@ def own_mask(bundle: Bundle, engine: str, before: RgbImage, after: RgbImage) -> 
 
 
 def read_mask(path: Path) -> Mask:
-    with Image.open(path) as image:
+    with PIL.Image.open(path) as image:
         return np.asarray(image) > 0
 
 

@@ -51,12 +51,20 @@ def run_build(root: Path) -> None:
     from misgnet_export.pipeline import build as module
     from misgnet_export.pipeline.request import BuildRequest
     from misgnet_export.pipeline.result import Draft
+    from support.builds import FakeSource, interface_of, request_of
 
-    def stages(_request: object, folder: Path, _log: object) -> Draft:
+    def stages(_request: object, _source: object, folder: Path, _log: object) -> Draft:
         make_bundle(folder)
         evidence: Any = SimpleNamespace(parity=SimpleNamespace(passed=True))
         sets: Any = None
-        return Draft(sets=sets, graphs=[], engines=[], evidence=evidence)
+        return Draft(
+            source=FakeSource(),
+            interface=interface_of(request_of()),
+            sets=sets,
+            graphs=[],
+            engines=[],
+            evidence=evidence,
+        )
 
     def manifest(folder: Path, *_: object) -> None:
         content = (folder / "manifest.json").read_bytes()
@@ -64,9 +72,10 @@ def run_build(root: Path) -> None:
 
     given = root / "in"
     request = BuildRequest(
-        weights=given, calib=given, val=given, evaluation=given, output=root / "out/bundle", force=True
+        source=str(given), calib=given, val=given, evaluation=given, output=root / "out/bundle", force=True
     )
-    with _replaced(module, _run_stages=stages, write_bundle=manifest, check_request=lambda _: None):
+    nothing: Any = lambda *_: FakeSource()  # noqa: E731
+    with _replaced(module, _run_stages=stages, write_bundle=manifest, check_request=nothing, open_source=nothing):
         from rich.console import Console
 
         module.build(request, Console(file=open(os.devnull, "w")))  # noqa: PTH123, SIM115

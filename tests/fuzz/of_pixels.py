@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from readers import Prepared, written
 
 from misgnet_runtime.raster.tiling import Span
+from support.bundles import FORMATS
 from support.bundles import images as make_images
 
 
@@ -55,18 +57,23 @@ def safetensors(folder: Path) -> Prepared:
 def images(folder: Path) -> Prepared:
     from misgnet_runtime.errors import MisgnetError
     from misgnet_runtime.raster.images import image_size, read_image, read_label
+    from support.scenes import random_bands, write_raster
 
     path = folder / "tile.png"  # for all formats, because the name does not matter
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        try:
+        with suppress(MisgnetError):
             image_size(path)
             read_label(path)
-        except MisgnetError:
-            read_image(path)
+        for form in FORMATS:
+            with suppress(MisgnetError):
+                image_size(path, form)
+                read_image(path, form)
+        read_image(path)
 
-    return read, [_encoded(*form) for form in _FORMS]
+    bands = write_raster(folder / "bands.tif", random_bands(FORMATS[1], 24, 20), crs=None, transform=None)
+    return read, [*(_encoded(*form) for form in _FORMS), bands.read_bytes()]
 
 
 _FORMS: list[tuple[str, dict[str, Any]]] = [

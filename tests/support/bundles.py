@@ -21,8 +21,10 @@ from misgnet_runtime.bundle.manifest import (
     IMAGENET_STD,
     SCHEMA_VERSION,
     EngineEntry,
+    EngineKind,
     Interface,
     Manifest,
+    Normalization,
     SplitEntry,
     TensorEntry,
 )
@@ -31,6 +33,7 @@ from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import DetectorOpener, Opened
+from misgnet_runtime.pixels import LARGEST, PixelFormat
 from misgnet_runtime.storage.schema import encode
 from support.paths import DATA
 
@@ -50,7 +53,12 @@ FEATURES = [
     TensorEntry("feature1", "float32", [-1, 2, TILE, TILE], "NCHW"),
     TensorEntry("feature2", "float32", [-1, 1, TILE, TILE], "NCHW"),
 ]
-Images = NDArray[np.uint8]
+Images = NDArray[np.unsignedinteger[Any]]
+# Formats other than 8-bit RGB that data/ has graphs for.
+FORMATS = tuple(
+    PixelFormat(bands, samples, (round(0.4 * LARGEST[samples]),) * bands)
+    for bands, samples in ((1, "uint8"), (4, "uint16"), (13, "uint16"))
+)  # fmt: skip
 
 
 def images(*shape: int, seed: int = 0) -> tuple[Images, Images]:
@@ -81,6 +89,48 @@ def make_bundle(
     probability = expected(before, after)
     write_golden(root / "golden/tiles.npz", GoldenTiles(before, after, 1 - probability if flip else probability))
     (root / MANIFEST).write_bytes(encode(_manifest(root, interface, list(engines))))
+    return root
+
+
+def name_of(pixels: PixelFormat) -> str:
+    """Returns the start of the names of a format's graphs in data/: ``bands4_uint16``."""
+    return f"bands{pixels.bands}_{pixels.samples}"
+
+
+def interface_of(pixels: PixelFormat) -> Interface:
+    return Interface(
+        TILE, 4, pixels.samples, bands=pixels.bands, samples=pixels.samples,
+        normalization=Normalization(1 / pixels.largest, (0.4,) * pixels.bands, (0.2,) * pixels.bands),
+    )  # fmt: skip
+
+
+def images_of(pixels: PixelFormat, *shape: int, seed: int = 0) -> tuple[Images, Images]:
+    """Returns random images of two dates, each (..., C); multiples of 256 if they have 16 bits."""
+    step = (pixels.largest + 1) // 256
+    before, after = np.random.default_rng(seed).integers(0, 256, (2, *shape, pixels.bands), pixels.samples) * step
+    return before.astype(pixels.samples), after.astype(pixels.samples)
+
+
+def expected_of(pixels: PixelFormat, before: Images, after: Images) -> NDArray[np.float32]:
+    """Returns the output of a format's graph, (...)."""
+    return np.abs(before.astype(np.float32) - after).mean(-1) / np.float32(pixels.largest + 1)
+
+
+def bands_bundle(root: Path, pixels: PixelFormat, *, kind: EngineKind = "onnxruntime", **changes: Any) -> Path:
+    """Writes a bundle of one split float engine that reads images of ``pixels``; ``changes`` of its manifest."""
+    for folder in ("graphs", "golden"):
+        (root / folder).mkdir(parents=True)
+    parts = {"float": "graphs/float.onnx", "encoder": "graphs/encoder.onnx", "head": "graphs/float_head.onnx"}
+    for part, path in parts.items():
+        shutil.copy(DATA / f"{name_of(pixels)}_{part}.onnx", root / path)
+    before, after = images_of(pixels, 3, TILE, TILE)
+    write_golden(root / "golden/tiles.npz", GoldenTiles(before, after, expected_of(pixels, before, after)))
+    split = SplitEntry(parts["encoder"], parts["head"], parts["encoder"], parts["head"])
+    manifest = _manifest(root, interface_of(pixels), [replace(FLOAT, kind=kind, split=split)])
+    feature = TensorEntry("feature", "float32", [-1, pixels.bands, TILE, TILE], "NCHW")
+    (root / MANIFEST).write_bytes(
+        encode(replace(manifest, features=[feature], threshold=0.33, quantization=[], **changes))
+    )
     return root
 
 
@@ -174,7 +224,7 @@ def _manifest(root: Path, interface: Interface, engines: list[EngineEntry]) -> M
         calibration=Calibration(8, "0" * 64, 0, "no tiles"),
         quantization=[Quantization("graphs/int8.onnx", "cpu", 1, 8, 1.0, "none")],
         engines=engines,
-        files=describe_files(root, _ROLES),
+        files=describe_files(root, {path: role for path, role in _ROLES.items() if (root / path).exists()}),
         max_f1_drop=0.5,
         metrics={"engines": [{"engine": e.name, "scores": {"f1": 0.9}, "f1_drop_points": 0.1} for e in engines]},
         latency={},

@@ -10,6 +10,8 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
+from misgnet_runtime.pixels import PixelFormat
+
 # Georeferencing; the origin is a corner of the global grid of 64 px tiles.
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(399_984, 4_999_992, 0.5, 0.5)}
 
@@ -25,9 +27,9 @@ def write_raster(path: Path, pixels: NDArray[Any], *, mask: NDArray[Any] | None 
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(path, "w", **{**profile, **PLACE, **tiles, **options}) as dataset,
     ):
-        dataset.write(pixels)
         if colours:
             dataset.colorinterp = colours
+        dataset.write(pixels)
         if mask is not None:
             dataset.write_mask(mask)
     return path
@@ -41,6 +43,12 @@ def scene(height: int, width: int, seed: int = 0) -> tuple[NDArray[np.uint8], ND
     after[:, height // 5 : height // 2, width // 6 : width // 2] += 150
     after[:, -height // 4 :, -width // 5 :] += 150
     return before, after
+
+
+def random_bands(pixels: PixelFormat, height: int, width: int, seed: int = 0) -> NDArray[Any]:
+    """Returns a date of random values, (C, H, W), of a pixel format."""
+    shape = (pixels.bands, height, width)
+    return np.random.default_rng(seed).integers(1, pixels.largest, shape, pixels.samples)
 
 
 def read(path: Path) -> NDArray[Any]:

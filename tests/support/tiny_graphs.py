@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
+from support.bundles import FORMATS, name_of
 from support.paths import DATA
 
 TILE = 64
@@ -53,7 +54,42 @@ head (
     mean = ReduceMean <axes = [1], keepdims = 0> (size)
     white = Constant <value = float {255}> ()
 """
+# Of any number of bands and either type of samples; the difference is divided by 2 to the number of bits, so that
+# float16 holds features of multiples of 256 exactly.
+_BANDS = """
+tiny ({samples}[batch,64,64,{bands}] before, {samples}[batch,64,64,{bands}] after)
+=> (float[batch,64,64] probability) {{
+    first = Cast <to = 1> (before)
+    second = Cast <to = 1> (after)
+    difference = Sub (first, second)
+    size = Abs (difference)
+    mean = ReduceMean <axes = [3], keepdims = 0> (size)
+    most = Constant <value = float {{{most}}}> ()
+    probability = Div (mean, most)
+}}"""
+_BANDS_ENCODER = """
+encoder ({samples}[batch,64,64,{bands}] image) => (float[batch,{bands},64,64] feature) {{
+    single = Cast <to = 1> (image)
+    planes = Transpose <perm = [0, 3, 1, 2]> (single)
+    most = Constant <value = float {{{most}}}> ()
+    feature = Div (planes, most)
+}}"""
+_BANDS_HEAD = """
+head (float[batch,{bands},64,64] before_feature, float[batch,{bands},64,64] after_feature)
+=> (float[batch,64,64] probability) {{
+    difference = Sub (before_feature, after_feature)
+    size = Abs (difference)
+    probability = ReduceMean <axes = [1], keepdims = 0> (size)
+}}"""
+_OF_BANDS = {"float": _BANDS, "encoder": _BANDS_ENCODER, "head": _BANDS_HEAD}
 GRAPHS = {
+    **{
+        f"{name_of(pixels)}_{part}.onnx": text.format(
+            bands=pixels.bands, samples=pixels.samples, most=pixels.largest + 1
+        )
+        for pixels in FORMATS
+        for part, text in _OF_BANDS.items()
+    },
     "tiny_float.onnx": _WHOLE + _EXACT,
     "tiny_int8.onnx": _WHOLE + _ROUNDED,
     "tiny_encoder.onnx": _ENCODER,

@@ -6,7 +6,7 @@ So the source of the model hands in what it knows, and the default is to know no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,6 +30,10 @@ class KnownModules:
     def applied_to(self, recipe: Recipe) -> Recipe:
         """Returns ``recipe`` with the rules for this network."""
         return replace(recipe, rules=(*self.rules.get(recipe.name, ()), *recipe.rules))
+
+    def keeping_float32(self, patterns: Iterable[str], reason: str) -> KnownModules:
+        """Returns these modules with further patterns that must not compute in float16."""
+        return replace(self, float32_scopes={**self.float32_scopes, **dict.fromkeys(patterns, reason)})
 
 
 UNKNOWN = KnownModules()

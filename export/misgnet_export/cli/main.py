@@ -1,4 +1,4 @@
-"""The ``misgnet-export`` command: compiles a trained MISGNet into a verified bundle and works with existing bundles."""
+"""The ``misgnet-export`` command: compiles a trained network into a verified bundle and works with existing bundles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misgnet_runtime.storage.lock import DEFAULT_TIMEOUT
 
 app = make_app(
     "misgnet-export",
-    "Compile a trained MISGNet into engines, each verified against the float model. "
+    "Compile a trained change-detection network into engines, each verified against the float model. "
     "Exit codes: 2 usage error, 3 failed gate, 4 bad input, 5 missing device or library.",
 )
 

@@ -8,32 +8,34 @@ from pathlib import Path
 
 from rich.console import Console
 
-from misgnet.network import MISGNet
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_export.pipeline.calibrate import Calibrated, calibrate
+from misgnet_export.pipeline.check_declaration import check_declaration
 from misgnet_export.pipeline.choose_overlap import measure_overlap
 from misgnet_export.pipeline.choose_tile import choose_tile
 from misgnet_export.pipeline.compile import make_engines
 from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.evaluate import Reference, evaluate_engines, evaluate_reference
-from misgnet_export.pipeline.float_graph import make_float_graph, torch_predictor
+from misgnet_export.pipeline.float_graph import make_float_graph
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
 from misgnet_export.pipeline.leave_out import leave_out_misses
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantize import RecipeGraph, quantize_recipe
-from misgnet_export.pipeline.request import BuildRequest, check_request
+from misgnet_export.pipeline.request import BuildRequest, check_model, check_request, with_interface
 from misgnet_export.pipeline.result import Draft, Evidence, FloatGraph, GraphFile, Sets, WrittenGraph
 from misgnet_export.pipeline.ship_tiles import ship_evaluation, ship_golden_tiles
 from misgnet_export.pipeline.split import split_graphs
 from misgnet_export.pipeline.targets import product_of, recipes_of
 from misgnet_export.pipeline.threshold import tune_threshold
 from misgnet_export.pipeline.throughput import time_engines
-from misgnet_export.pipeline.torch_threads import one_thread_per_call
 from misgnet_export.pipeline.write_bundle import write_bundle, write_rejected
 from misgnet_export.report import parity_table
 from misgnet_export.report.control import control_table
+from misgnet_export.sources import open_source
+from misgnet_export.sources.float_model import FloatModel, Source
+from misgnet_export.sources.torch_threads import one_thread_per_call
 from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import TileSet
@@ -57,47 +59,60 @@ def build(request: BuildRequest, console: Console) -> Built:
         GateFailed: A stage disagrees with the one before, or the gate fails. In the latter case the evidence is
             written to ``<output>.rejected``. No bundle or other file is left.
     """
-    sets = [path for path in (request.calib, request.val, request.evaluation) if path is not None]
-    refuse_inputs([request.output], [request.weights, *sets])
+    refuse_inputs([request.output], request.files)
     refuse_existing(request.output, request.force)
     check_request(request)
     log = StageLog(console)
     with one_thread_per_call(), replace_folder(request.output, force=request.force) as root:
-        tile = choose_tile(request, root, log) if request.tile == "auto" else None
+        source = _open_source(request, log)
+        tile = choose_tile(request, source, root, log) if request.tile == "auto" else None
         request = replace(request, tile=tile.tile) if tile else request
-        draft = replace(_run_stages(request, root, log), tile=tile)
+        draft = replace(_run_stages(request, source, root, log), tile=tile)
         if not draft.evidence.parity.passed:
             raise _rejected(request, draft, log)
         write_bundle(root, request, draft, log.done)
     return Built(request.output, request.output / "evidence" / "report.html", draft, log.done)
 
 
-def _run_stages(request: BuildRequest, root: Path, log: StageLog) -> Draft:
+def _open_source(request: BuildRequest, log: StageLog) -> Source:
+    with log.stage("read the network") as stage:
+        source = open_source(request.source, request.model)
+        stage.finding = "; ".join(source.findings)
+    return source
+
+
+def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog) -> Draft:
     if request.auto is not None:
         with log.stage("choose targets") as stage:
             names = ", ".join(target.name for target in request.auto.targets)
             stage.finding = f"auto stands for {names} ({request.auto.reason})"
-    sets, network = load_sets(request, log)
+    request, interface = with_interface(request, source)
+    model = source.float_model(interface)
+    check_model(request, model)
+    sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
-    context = BuildContext(request, root, log, request.policy, check_tiles)
-    graph, tuned = make_float_graph(context, network), None
+    context = BuildContext(request, root, log, request.policy, interface, check_tiles, source.sha256, model.known)
+    graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
         context = context.with_threshold(tuned.threshold)
     graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
-    predict = torch_predictor(network)
-    engines, reference = _compile_and_evaluate_reference(context, graphs, network, sets.evaluation)
+    engines, reference = _compile_and_evaluate_reference(context, graphs, model, sets.evaluation)
+    warnings = check_declaration(context, source, model, sets.evaluation, reference)
     parity, pictures = evaluate_engines(
-        engines, sets.evaluation, reference, files=root, interface=request.interface, policy=context.policy, log=log
+        engines, sets.evaluation, reference, files=root, interface=interface, policy=context.policy, log=log
     )
-    draft = Draft(sets=sets, graphs=graphs, engines=engines, evidence=Evidence(parity, pictures), tuned=tuned)
+    draft = Draft(
+        source=source, interface=interface, sets=sets, graphs=graphs, engines=engines,
+        evidence=Evidence(parity, pictures, warnings=warnings), tuned=tuned,
+    )  # fmt: skip
     draft = leave_out_misses(context, draft)
     parity = draft.evidence.parity
     if not parity.passed:
         return draft
-    golden = ship_golden_tiles(root, sets.evaluation, parity, predict)
+    golden = ship_golden_tiles(root, sets.evaluation, parity, model.predict)
     if request.ship_eval:
-        ship_evaluation(context, sets.evaluation, predict)
+        ship_evaluation(context, sets.evaluation, model.predict)
     ran = {engine.engine for engine in parity.engines if engine.status == "run"}
     timings = time_engines(context, [entry for entry in draft.engines if entry.name in ran], golden)
     overlap = measure_overlap(context, draft.engines, timings, sets.val)
@@ -135,15 +150,15 @@ def _quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe, l
 
 
 def _compile_and_evaluate_reference(
-    context: BuildContext, graphs: list[GraphFile], network: MISGNet, tiles: TileSet
+    context: BuildContext, graphs: list[GraphFile], model: FloatModel, tiles: TileSet
 ) -> tuple[list[EngineEntry], Reference]:
     """Makes the engines and evaluates the float model: at the same time, since most of a compilation needs one core."""
 
     def make(log: StageLog) -> list[EngineEntry]:
-        return make_engines(context.with_log(log), graphs, network)
+        return make_engines(context.with_log(log), graphs, model.network)
 
     def evaluate(log: StageLog) -> Reference:
-        return evaluate_reference("PyTorch float32", torch_predictor(network), tiles, context.policy, log)
+        return evaluate_reference(model.reference, model.predict, tiles, context.policy, log)
 
     if any(product_of(target).from_program for target in context.request.targets):
         # While torch.export traces a network, it replaces methods of all modules; none may be called beside it.

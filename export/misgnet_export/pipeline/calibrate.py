@@ -56,7 +56,7 @@ def calibrate(context: BuildContext, graph: FloatGraph, sets: Sets, recipes: lis
         if file is None:
             observed, reused = observe_now(), ""
         else:
-            key = StatisticsKey(sets.calib.digest(), sets.weights_sha256, _digest(model))
+            key = StatisticsKey(sets.calib.digest(), context.weights_sha256, _digest(model))
             observed, word = observe_or_reuse(file, key, model, recipes, observe_now)
             reused = f"; {file}: {word}"
         decision = None

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from misgnet.checkpoint import read_network
-from misgnet.network import MISGNet
 from misgnet_export.pipeline.agreement import detector_of
 from misgnet_export.pipeline.choose_overlap import TOLERANCE, choose_overlap
 from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.float_graph import make_float_graph
+from misgnet_export.pipeline.loading import open_tiles
 from misgnet_export.pipeline.progress import StageLog
-from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.request import BuildRequest, with_interface
 from misgnet_export.pipeline.result import ChosenTile
 from misgnet_export.pipeline.scene_measurement import (
     Scene,
@@ -24,6 +23,7 @@ from misgnet_export.pipeline.scene_measurement import (
     smallest_size,
     tiles_in,
 )
+from misgnet_export.sources.float_model import Source
 from misgnet_runtime.bundle import MeasuredTile
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import plural
@@ -38,7 +38,7 @@ def choose_size(measured: Sequence[MeasuredTile]) -> int:
     return max((one for one in measured if one.f1 >= best - TOLERANCE - 1e-9), key=lambda one: one.megapixels_s).tile
 
 
-def choose_tile(request: BuildRequest, root: Path, log: StageLog) -> ChosenTile:
+def choose_tile(request: BuildRequest, source: Source, root: Path, log: StageLog) -> ChosenTile:
     """Makes the float graph of each of :data:`TILES` and measures it on the same validation images as scenes.
 
     Each size has the overlap that :func:`choose_overlap` chooses for it.
@@ -48,8 +48,7 @@ def choose_tile(request: BuildRequest, root: Path, log: StageLog) -> ChosenTile:
         GateFailed: A graph disagrees with the network.
     """
     assert request.val is not None, "check_request"
-    network, _ = read_network(request.weights)
-    tiles = TileSet.open(request.val, max(TILES))
+    tiles = TileSet.open(request.val, max(TILES), with_interface(replace(request, tile=TILES[0]), source)[1].pixels)
     scenes = scenes_of(tiles, max(TILES))
     if not scenes:
         height, width = smallest_size(max(TILES))
@@ -58,7 +57,7 @@ def choose_tile(request: BuildRequest, root: Path, log: StageLog) -> ChosenTile:
         )
     if not any(scene.label.any() for scene in scenes):
         raise InputError("--tile auto: the labels of --val contain no change; give --tile a number or other images")
-    measured = [_measure(replace(request, tile=tile), network, scenes, root, log) for tile in TILES]
+    measured = [_measure(replace(request, tile=tile), source, scenes, root, log) for tile in TILES]
     megapixels = sum(scene.pixels for scene in scenes) / 1e6
     with log.stage("choose the tile") as stage:
         tile = choose_size(measured)
@@ -71,13 +70,12 @@ def choose_tile(request: BuildRequest, root: Path, log: StageLog) -> ChosenTile:
     return ChosenTile(tile, reason, measured)
 
 
-def _measure(
-    request: BuildRequest, network: MISGNet, scenes: Sequence[Scene], root: Path, log: StageLog
-) -> MeasuredTile:
-    interface = request.interface
-    tile, check_tiles = interface.tile, TileSet.open(request.calib, interface.tile).spread(CHECK_TILES)
-    context = BuildContext(request, root, log, request.policy, tuple(check_tiles.tiles()))
-    graph = make_float_graph(context, network)
+def _measure(request: BuildRequest, source: Source, scenes: Sequence[Scene], root: Path, log: StageLog) -> MeasuredTile:
+    request, interface = with_interface(request, source)
+    tile, check_tiles = interface.tile, open_tiles(request.calib, interface).spread(CHECK_TILES)
+    model = source.float_model(interface)
+    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()), known=model.known)
+    graph = make_float_graph(context, model)
     overlaps = [overlap for overlap in overlaps_of(tile) if overlap <= tile // 4]
     with log.stage(f"measure tile {tile}") as stage, detector_of(graph.model, interface) as detector:
         begin = time.perf_counter()

@@ -20,7 +20,7 @@ from misgnet_runtime.engines.tensorrt import Plan, PlanLayers, PlanOptions, comp
 from misgnet_runtime.formatting import plural
 
 
-def make_engines(context: BuildContext, graphs: list[GraphFile], network: MISGNet) -> list[EngineEntry]:
+def make_engines(context: BuildContext, graphs: list[GraphFile], network: MISGNet | None) -> list[EngineEntry]:
     """Returns entries of the float engine, which every bundle has, and of all targets; writes plans to files."""
     by_name = {graph.name: graph for graph in graphs}
     entries = [float_engine(FLOAT_ENGINE, graphs)]
@@ -85,11 +85,12 @@ def _compiled(context: BuildContext, target: Target, graph: GraphFile) -> Engine
     )  # fmt: skip
 
 
-def _converted(context: BuildContext, target: Target, graph: GraphFile, network: MISGNet) -> EngineEntry:
+def _converted(context: BuildContext, target: Target, graph: GraphFile, network: MISGNet | None) -> EngineEntry:
     """Compiles a plan from the exported program; ``graph``, of the same precision, is its proxy.
 
     Such an engine is not split: encoder and head are cut out of the ONNX graph.
     """
+    assert network is not None, "with_interface"
     options = context.request.plan_options(target)
     with context.log.stage(f"compile {target.name}") as stage:
         plan = compile_program(network, context.interface, options, context.request.timing_cache)

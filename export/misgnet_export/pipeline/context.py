@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from misgnet_calibration.quantizer.known_modules import MISGNET, KnownModules
+from misgnet_calibration.quantizer.known_modules import UNKNOWN, KnownModules
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy, BuildRequest
 from misgnet_runtime.bundle import Interface
@@ -22,12 +22,10 @@ class BuildContext:
     root: Path  # folder that the bundle is written to
     log: StageLog
     policy: AccuracyPolicy
+    interface: Interface  # inputs and outputs of all engines
     check_tiles: tuple[Tile, ...]  # on which every stage's graph is compared with the graph before
-    known: KnownModules = MISGNET  # what placement, float16 and accuracy control may conclude from names of modules
-
-    @property
-    def interface(self) -> Interface:
-        return self.request.interface
+    weights_sha256: str = ""  # of the bytes that the network was decoded from
+    known: KnownModules = UNKNOWN  # what placement, float16 and accuracy control may conclude from names of modules
 
     def with_log(self, log: StageLog) -> BuildContext:
         return replace(self, log=log)

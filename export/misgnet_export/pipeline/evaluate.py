@@ -120,7 +120,7 @@ def _evaluated(
         return failed, None
     result = compare(
         entry.name, entry.precision, expected, found, policy.limit,
-        device=device, status=running.status, reason=running.reason, gate=policy.gate,
+        device=device, status=running.status, reason=running.reason, gate=policy.gate, labelled=tiles.labelled,
     )  # fmt: skip
     return result, found
 

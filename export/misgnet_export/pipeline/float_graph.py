@@ -8,29 +8,24 @@ from functools import partial
 
 import onnx
 
-from misgnet.evaluation import predict_probability
-from misgnet.network import MISGNet
 from misgnet_export.graph.algebra import rewrite
-from misgnet_export.graph.export import export_graph
 from misgnet_export.graph.simplify import simplify_graph
 from misgnet_export.pipeline.agreement import Predictions, compare, predict_tiles, predictions_of, require_same
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.result import FloatGraph
 from misgnet_export.pipeline.targets import recipes_of
-from misgnet_export.pipeline.torch_threads import tile_per_core
-from misgnet_runtime.callables import Predict
+from misgnet_export.sources.float_model import FloatModel
 from misgnet_runtime.formatting import plural
 
 
-def make_float_graph(context: BuildContext, network: MISGNet) -> FloatGraph:
-    """Exports ``network`` and optimises the graph, also for GPUs if a target needs it.
+def make_float_graph(context: BuildContext, start: FloatModel) -> FloatGraph:
+    """Exports the float model and optimises the graph, also for GPUs if a target needs it.
 
     Raises GateFailed if a stage changes the output.
     """
-    expected = predict_tiles(torch_predictor(network), context.check_tiles, batch=len(context.check_tiles))
-    make = partial(export_graph, network, context.interface)
-    exported = _checked(context, "export to ONNX", make, expected, ("the exported graph", "the PyTorch network"))
-    simplify = partial(simplify_graph, exported.model)
+    expected = predict_tiles(start.predict, context.check_tiles, batch=len(context.check_tiles))
+    exported = _checked(context, "export to ONNX", start.export, expected, ("the exported graph", start.reference))
+    simplify = partial(simplify_graph, exported.model, norms_fold=start.network is not None)
     described = ("the simplified graph", "the exported one")
     simplified = _checked(context, "simplify", simplify, exported.predictions, described)
     graph = _rewritten(context, "rewrite", simplified)
@@ -42,11 +37,6 @@ def make_float_graph(context: BuildContext, network: MISGNet) -> FloatGraph:
 def _rewritten(context: BuildContext, name: str, graph: FloatGraph, *, for_gpu: bool = False) -> FloatGraph:
     transform = partial(rewrite, graph.model, for_gpu=for_gpu)
     return _checked(context, name, transform, graph.predictions, ("the rewritten graph", "the simplified one"))
-
-
-def torch_predictor(network: MISGNet) -> Predict:
-    """Returns the network as a function of uint8 tiles; computes a tile per core."""
-    return tile_per_core(partial(predict_probability, network))
 
 
 def _checked(

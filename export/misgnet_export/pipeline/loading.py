@@ -1,16 +1,22 @@
-"""Loads weights and tiles, and selects the calibration tiles."""
+"""Loads the three sets of tiles, and selects the calibration tiles."""
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
-from misgnet.checkpoint import read_network
-from misgnet.network import MISGNet
-from misgnet_calibration.statistics.tile_selection import FewTilesWarning, Selection, draw_tiles, select_tiles
-from misgnet_export.pipeline.features import encoder_features
+from misgnet_calibration.statistics.tile_selection import (
+    FeatureExtractor,
+    FewTilesWarning,
+    Selection,
+    draw_tiles,
+    select_tiles,
+)
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Sets
+from misgnet_export.sources.float_model import FloatModel
+from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
@@ -21,40 +27,42 @@ _DECISION_TILES = 32
 _REPRESENT = "representative of the set: stratified by change and brightness, spread in the float encoder's features"
 
 
-def load_sets(request: BuildRequest, log: StageLog) -> tuple[Sets, MISGNet]:
-    """Loads the three sets and the network. Raises InputError for damaged files and for images in two sets."""
-    with log.stage("read weights and tiles") as stage:
-        network, weights_sha256 = read_network(request.weights)
-        tile = request.interface.tile
-        calib, evaluation = TileSet.open(request.calib, tile), TileSet.open(request.evaluation, tile)
-        val = TileSet.open(request.val, tile) if request.val else None
+def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
+    """Loads the three sets. Raises InputError for damaged files and for images in two sets."""
+    with log.stage("read the tiles") as stage:
+        calib, evaluation = (open_tiles(path, model.interface) for path in (request.calib, request.evaluation))
+        val = open_tiles(request.val, model.interface) if request.val else None
         _check_sets(calib, val, evaluation, stage.progress)
         decision = val.spread(_DECISION_TILES) if val is not None else None
         _read_all([s for s in (decision, evaluation) if s is not None], stage.progress)
         stage.finding = (
             f"{plural(len(calib), 'calibration tile')}, {plural(len(val or ()), 'validation tile')}, "
-            f"{plural(len(evaluation), 'evaluation tile')}"
+            f"{plural(len(evaluation), 'evaluation tile')}{'' if evaluation.labelled else ', without labels'}"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FewTilesWarning)
-        chosen, how, selection = _select(request, network, calib, log)
+        chosen, how, selection = _select(request, model.features, calib, log)
     for warning in caught:
         current().warning(str(warning.message))
     return Sets(
-        calib=chosen, val=val, decision=decision, evaluation=evaluation, chosen=how, weights_sha256=weights_sha256,
-        selection=selection,
-    ), network  # fmt: skip
+        calib=chosen, val=val, decision=decision, evaluation=evaluation, chosen=how, selection=selection,
+    )  # fmt: skip
+
+
+def open_tiles(path: Path, interface: Interface) -> TileSet:
+    """Finds the tiles of a set, whose folder may lack labels. Raises InputError as :meth:`TileSet.open`."""
+    return TileSet.open(path, interface.tile, interface.pixels, labels="optional")
 
 
 def _select(
-    request: BuildRequest, network: MISGNet, calib: TileSet, log: StageLog
+    request: BuildRequest, features: FeatureExtractor | None, calib: TileSet, log: StageLog
 ) -> tuple[TileSet, str, Selection | None]:
     """Selects calibration tiles; returns them, the method in words, and the reasons if they represent a larger set."""
     count = min(request.calib_tiles, len(calib))
     selection = None
     with log.stage("select calibration tiles") as stage:
-        if request.selection == "represent" and count < len(calib):
-            selection = select_tiles(calib, count, request.seed, encoder_features(network), stage.progress)
+        if request.selection == "represent" and count < len(calib) and features is not None:
+            selection = select_tiles(calib, count, request.seed, features, stage.progress)
             chosen, how = selection.tiles, _REPRESENT
         elif request.selection == "first":
             chosen, how = calib.subset(range(count)), "the first ones"

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from misgnet_export.pipeline.evaluate import evaluate_engines, evaluate_reference, open_for_evaluation
+from misgnet_export.pipeline.loading import open_tiles
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import junit_xml
@@ -15,7 +16,6 @@ from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle import GateRule, read_bundle
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
-from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import write_file
 from misgnet_runtime.storage.schema import encode
 
@@ -38,8 +38,8 @@ def reparity(
     log = StageLog(console)
     with log.stage("check the bundle's digests"):
         bundle = read_bundle(path)
-        tiles = TileSet.open(evaluation, bundle.manifest.tile)
-    interface = bundle.manifest.interface
+        interface = bundle.manifest.interface
+        tiles = open_tiles(evaluation, interface)
     floats = [e for e in bundle.manifest.engines if e.precision == "float32"]
     if not floats:
         raise InputError(f"bundle {path} contains no float graph to compare with; build it again")

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from misgnet_calibration.statistics.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
 from misgnet_export.pipeline.auto_target import AUTO as AUTO_TARGET
 from misgnet_export.pipeline.auto_target import Choice, RequestedTarget, choose_here, expand, parse_requested
+from misgnet_export.pipeline.config import write_config
 from misgnet_export.pipeline.targets import product_of
+from misgnet_export.sources.options import PANEL, ModelOptions, kind_of
 from misgnet_runtime.accuracy.limit import DEFAULT_MIN_F1_RATIO, F1Limit, requested_limit
-from misgnet_runtime.bundle import MAX_TEXT, GateRule, InputForm, Interface, OutputForm
+from misgnet_runtime.bundle import MAX_CONFIG, MAX_TEXT, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, Target
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, dynamic_profile
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.machine import check_processor
-from misgnet_runtime.options import check, option
+from misgnet_runtime.options import check, group, option
 
+if TYPE_CHECKING:
+    from misgnet_export.sources.float_model import FloatModel, Source
+
+_TILE = 256  # default, in pixels
+_SMALLEST_TILE = 32
 # How calibration tiles are selected: representative of the set, drawn at random, or the first ones.
 SelectionRule = Literal["represent", "random", "first"]
 # The operators that become INT8: those of the recipe's rules, or all that read float activations.
@@ -74,13 +82,20 @@ def _batches(text: str) -> tuple[int, ...]:
 class BuildRequest:
     """Options of ``misgnet-export build``."""
 
-    weights: Path = option(help="Checkpoint: safetensors or any published MISGNet file.", positional=True)
-    calib: Path = option(help="Folder with A/, B/ and label/ whose tiles calibrate INT8.")
-    evaluation: Path = option(help="Folder with A/, B/ and label/ that the engines are evaluated on.", name="eval")
-    output: Path = option(help="Folder to write the bundle to.", short="-o")
-    val: Path | None = option(
-        None, help="Folder with A/, B/ and label/ for choosing settings (default: none, settings keep their defaults)."
+    source: str = option(
+        help="The network: a MISGNet checkpoint (safetensors or any published file), an ONNX file (its name ends in "
+        ".onnx), or a PyTorch factory, FILE.py:factory or package.module:factory, whose code is run.",
+        positional=True,
     )
+    calib: Path = option(help="Folder with A/, B/ and label/ whose tiles calibrate INT8.", metavar="FOLDER")
+    evaluation: Path = option(
+        help="Folder with A/, B/ and label/ that the engines are evaluated on.", name="eval", metavar="FOLDER"
+    )
+    output: Path = option(help="Folder to write the bundle to.", short="-o", metavar="FOLDER")
+    val: Path | None = option(
+        None, help="Folder with A/, B/ and label/ for choosing settings (default: none, settings keep their defaults).",
+        metavar="FOLDER",
+    )  # fmt: skip
     requested: tuple[RequestedTarget, ...] = option(
         (AUTO_TARGET,),
         help="Target to build for: auto (cpu, and on x86_64 with OpenVINO the engine of OpenVINO that suits this "
@@ -88,11 +103,11 @@ class BuildRequest:
         name="target", repeated=True, parse=parse_requested,
     )  # fmt: skip
     force: bool = option(False, help="Replace an existing bundle.")
-    tile: TileSize = option(
-        256,
-        help="Tile size in pixels, a multiple of 32; auto: 256, 384 or 512, by F1 of --val images as scenes, then by "
-        "speed (takes minutes).",
-        parse=_tile,
+    tile: TileSize | None = option(
+        None,
+        help="Tile size in pixels, for MISGNet a multiple of 32; auto: 256, 384 or 512, by F1 of --val images as "
+        "scenes, then by speed (takes minutes).",
+        parse=_tile, show_default="256, or the only size that the network supports",
     )  # fmt: skip
     max_batch: int = option(16, help="Largest batch size of the engines.")
     plan_batches: tuple[int, ...] | None = option(
@@ -143,8 +158,9 @@ class BuildRequest:
         parse=_threshold,
     )  # fmt: skip
     input_form: InputForm = option(
-        "uint8", help="Input of the engines: raw uint8 NHWC images, or normalised float32 NCHW.", name="input"
-    )
+        "uint8", help="Input of the engines: raw NHWC images of the type of --samples, or normalised float32 NCHW.",
+        name="input",
+    )  # fmt: skip
     output_form: OutputForm = option(
         "probability", help="Output of the engines: probability, logits or mask.", metavar="FORM"
     )
@@ -162,6 +178,7 @@ class BuildRequest:
     split: bool = option(
         False, help="Also build encoder and head of each engine except BF16 ones, to encode each date of a series once."
     )
+    model: ModelOptions = group(ModelOptions, panel=PANEL)
 
     @cached_property
     def auto(self) -> Choice | None:
@@ -186,10 +203,11 @@ class BuildRequest:
         return [pair for pair in pairs if len(pair) > 1 and not alone & set(pair)]
 
     @property
-    def interface(self) -> Interface:
-        """The inputs and outputs of all engines; the build chooses a tile before."""
-        assert self.tile != "auto", "no tile is chosen yet"
-        return Interface(self.tile, self.max_batch, self.input_form, self.output_form)
+    def files(self) -> list[Path]:
+        """The files and folders that the build reads, as far as their names tell."""
+        code = self.source.rpartition(":")[0] if kind_of(self.source) == "pytorch" else self.source
+        found = [Path(code), self.model.weights, self.calib, self.val, self.evaluation]
+        return [path for path in found if path is not None]
 
     @property
     def policy(self) -> AccuracyPolicy:
@@ -225,11 +243,8 @@ def check_request(request: BuildRequest) -> None:
     """
     check(request)
     tile, batch = request.tile, request.max_batch
-    if tile == "auto":
-        if request.val is None:
-            raise UsageError("--tile auto requires --val")
-    elif tile < 32 or tile % 32:
-        raise UsageError(f"--tile is {tile}; it must be a multiple of 32, at least 32")
+    if tile == "auto" and request.val is None:
+        raise UsageError("--tile auto requires --val")
     if not 2 <= batch <= 256:
         raise UsageError(f"--max-batch is {batch}; it must be 2 to 256 (with 1, the exported batch is not dynamic)")
     if request.plan_batches and request.plan_batches[-1] > batch:
@@ -250,8 +265,55 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(
             "--on-device was given, but no target compiles its plan on the device; add --target tensorrt or rtx-smNN"
         )
+    if (length := len(write_config(request, comments=False))) > MAX_CONFIG:
+        raise UsageError(f"the options take {length} characters in the manifest (at most {MAX_CONFIG}); give fewer")
     for target in request.targets:
         _check_target(request, target)
+
+
+def with_interface(request: BuildRequest, source: Source) -> tuple[BuildRequest, Interface]:
+    """Returns the request with the tile size and the largest batch that ``source`` supports, and the interface.
+
+    A tile size of "auto" must have been chosen before.
+
+    Raises:
+        UsageError: The source does not support the requested tile size, or its images are not those of --input.
+    """
+    what, tile = source.declaration, request.tile
+    assert tile != "auto", "no tile is chosen yet"
+    if tile is None:
+        tile = source.fixed_tile or math.ceil(_TILE / what.multiple) * what.multiple
+    if source.fixed_tile is not None and tile != source.fixed_tile:
+        raise UsageError(f"--tile is {tile}, but the network accepts only {source.fixed_tile} px; leave --tile out")
+    if tile < max(_SMALLEST_TILE, what.multiple) or tile % what.multiple:
+        least = math.ceil(_SMALLEST_TILE / what.multiple) * what.multiple
+        raise UsageError(f"--tile is {tile}; it must be a multiple of {what.multiple}, at least {least}")
+    batch = min(request.max_batch, source.largest_batch or request.max_batch)
+    if request.plan_batches and request.plan_batches[-1] > batch:
+        raise UsageError(
+            f"--plan-batches has {request.plan_batches[-1]}, but the network accepts at most {batch}; leave it out"
+        )
+    if request.input_form == "uint16" != what.samples:
+        raise UsageError(f"--input is uint16, but --samples is {what.samples}; leave one out, or make them equal")
+    form: InputForm = "float32" if request.input_form == "float32" else what.samples
+    interface = Interface(
+        tile, batch, form, request.output_form, bands=what.bands, samples=what.samples, normalization=what.normalization
+    )
+    return replace(request, tile=tile, max_batch=batch), interface
+
+
+def check_model(request: BuildRequest, model: FloatModel) -> None:
+    """Raises UsageError if the request asks for something that its network does not offer."""
+    if request.split and not model.splits:
+        raise UsageError(
+            "--split: the network does not encode the dates separately, as far as is known; leave --split out, or give "
+            "a PyTorch factory whose network has encode(image) and compare(features_a, features_b)"
+        )
+    plans = [target for target in request.targets if product_of(target).has_plan]
+    if model.network is None and (programs := [one.name for one in plans if product_of(one).from_program]):
+        raise UsageError(f"--target {programs[0]} is for a MISGNet checkpoint; use --target tensorrt or rtx-smNN")
+    if plans and model.interface.input == "uint16":
+        raise UsageError(f"--target {plans[0].name}: TensorRT reads no uint16 images; add --input float32")
 
 
 def _check_threshold(request: BuildRequest) -> None:

@@ -11,8 +11,17 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import ControlRecord, TilePicture
 from misgnet_export.pipeline.agreement import Predictions
+from misgnet_export.sources.float_model import Source
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle import EngineEntry, MeasuredOverlap, MeasuredTile, Quantization, SplitEntry, TensorEntry
+from misgnet_runtime.bundle import (
+    EngineEntry,
+    Interface,
+    MeasuredOverlap,
+    MeasuredTile,
+    Quantization,
+    SplitEntry,
+    TensorEntry,
+)
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
@@ -23,14 +32,13 @@ FLOAT_GRAPH = "graphs/float.onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class Sets:
-    """The inputs of a build: three disjoint sets of tiles, and the weights' digest."""
+    """Three disjoint sets of tiles."""
 
     calib: TileSet  # the selected calibration tiles
     val: TileSet | None
     decision: TileSet | None  # the validation tiles that quantization is decided on
     evaluation: TileSet
     chosen: str  # how the calibration tiles were selected
-    weights_sha256: str  # of the bytes that the network was decoded from
     selection: Selection | None = None  # why each tile was selected, if they represent a larger set
 
 
@@ -123,12 +131,15 @@ class Evidence:
     parity: ParityReport
     pictures: Mapping[str, list[TilePicture]]  # by engine
     timings: list[Timing] = field(default_factory=list)  # empty if the gate failed
+    warnings: list[str] = field(default_factory=list)  # signs that the network was declared wrongly
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """A bundle before its manifest is written."""
 
+    source: Source
+    interface: Interface
     sets: Sets
     graphs: list[GraphFile]
     engines: list[EngineEntry]

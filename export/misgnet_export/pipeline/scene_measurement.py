@@ -10,7 +10,7 @@ import numpy as np
 
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.bundle import MeasuredOverlap
-from misgnet_runtime.callables import Mask, Progress, RgbImage
+from misgnet_runtime.callables import Image, Mask, Progress
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.raster.blending import lay_out
 from misgnet_runtime.raster.dataset import Source, TileSet, read_source
@@ -25,8 +25,8 @@ _PIXELS = 4 * _SIDE**2  # of all images together
 class Scene:
     """A validation image pair, or the middle of one."""
 
-    before: RgbImage  # uint8 (H, W, 3)
-    after: RgbImage  # uint8 (H, W, 3)
+    before: Image  # uint8 (H, W, 3)
+    after: Image  # uint8 (H, W, 3)
     label: Mask  # bool (H, W)
 
     @property

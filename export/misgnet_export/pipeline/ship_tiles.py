@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_export.pipeline.context import BuildContext
-from misgnet_runtime.accuracy.evaluation_tiles import TILES_IN_A_FILE, EvaluationTiles, write_evaluation
+from misgnet_runtime.accuracy.evaluation_tiles import EvaluationTiles, tiles_in_a_file, write_evaluation
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
 from misgnet_runtime.callables import Predict
@@ -20,9 +20,12 @@ _GOLDEN_TILES = 4
 
 
 def ship_golden_tiles(root: Path, tiles: TileSet, parity: ParityReport, predict: Predict) -> Path:
-    """Writes a few evaluation tiles with the float model's output: those with most change, from different images."""
-    entries = parity.engines[0].tiles
-    order = sorted(range(len(tiles)), key=lambda i: (-(entries[i].reference[0] + entries[i].reference[2]), i))
+    """Writes a few evaluation tiles with the float model's output: those with most change, from different images.
+
+    Without labels, the float model tells where change is.
+    """
+    counts = [tile.reference for tile in parity.engines[0].tiles]
+    order = sorted(range(len(tiles)), key=lambda i: (-(counts[i][0] + counts[i][2 if tiles.labelled else 1]), i))
     picked = _first_of_each_source(tiles, order)[:_GOLDEN_TILES]
     chosen: list[Tile] = [read_tile(tiles[i]) for i in picked]
     before, after = stack(chosen)
@@ -49,13 +52,14 @@ def ship_evaluation(context: BuildContext, tiles: TileSet, predict: Predict) -> 
     chosen = tiles.spread(context.request.ship_eval)
     folder = context.root / EVALUATION
     folder.mkdir()
+    size = tiles_in_a_file(chosen.tile, chosen.pixels)
     with context.log.stage("ship evaluation tiles") as stage:
-        for number, part in enumerate(chosen.batches(TILES_IN_A_FILE)):
+        for number, part in enumerate(chosen.batches(size)):
             masks = _with_masks(part, predict, context.policy.threshold)
             write_evaluation(folder / f"tiles_{number:04d}.npz", masks)
-            stage.progress(number * TILES_IN_A_FILE + len(part), len(chosen))
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        stage.finding = f"{len(chosen)} of {plural(len(tiles), 'tile')}, {size / 1e6:.1f} MB"
+            stage.progress(number * size + len(part), len(chosen))
+        written = sum(path.stat().st_size for path in folder.iterdir())
+        stage.finding = f"{len(chosen)} of {plural(len(tiles), 'tile')}, {written / 1e6:.1f} MB"
 
 
 def _with_masks(tiles: list[Tile], predict: Predict, threshold: float) -> EvaluationTiles:

@@ -18,7 +18,9 @@ _TILES = 128
 
 
 def tune_threshold(context: BuildContext, graph: FloatGraph, validation: TileSet) -> Tuned:
-    """Tunes the threshold on validation tiles. Raises InputError if their labels contain no change."""
+    """Tunes the threshold on validation tiles. Raises InputError if there are no labels, or none contains change."""
+    if not validation.labelled:
+        raise InputError(f"--threshold tuned: {validation.root} has no labels; add label/, or give a number")
     with context.log.stage("tune the threshold") as stage:
         tiles = validation.spread(_TILES)
         with detector_of(graph.model, context.interface) as detector, tile_per_stream(detector) as predict:

@@ -11,6 +11,7 @@ import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import decode_plan_record
+from misgnet_export.pipeline.config import write_config
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, GraphFile, lowest
 from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
@@ -84,11 +85,12 @@ def _report_data(
 ) -> ReportData:
     calib = draft.sets.calib
     return ReportData(
-        title=f"MISGNet bundle “{request.output.name}”",
+        title=f"Bundle “{request.output.name}”",
         created=timestamp(),
         passed=draft.evidence.parity.passed,
         summary=[
-            ("Weights", f"{request.weights.name}, SHA-256 {draft.sets.weights_sha256[:16]}"),
+            ("Network", f"{draft.source.entry.name}, SHA-256 {draft.source.sha256[:16]}"),
+            ("Network's form", "; ".join(draft.source.findings)),
             ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
@@ -105,6 +107,7 @@ def _report_data(
             ("Threshold", f"{draft.evidence.parity.threshold:g}, {_threshold_from(draft)}"),
         ],
         parity=draft.evidence.parity,
+        warnings=draft.evidence.warnings,
         timings=draft.evidence.timings,
         machine=machine,
         stages=stages,
@@ -134,7 +137,7 @@ def _threshold_from(draft: Draft) -> str:
 
 
 def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
-    interface, overlap = request.interface, draft.overlap
+    interface, overlap = draft.interface, draft.overlap
     assert overlap is not None, "the gate passed"
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -153,7 +156,9 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         inputs=interface.inputs(),
         outputs=interface.outputs(),
         preprocessing=interface.preprocessing(),
-        source_weights_sha256=draft.sets.weights_sha256,
+        source_weights_sha256=draft.source.sha256,
+        model=draft.source.entry,
+        config=write_config(replace(request, tile=interface.tile, max_batch=interface.max_batch), comments=False),
         calibration=_calibration(request, draft),
         quantization=[g.quantization for g in draft.graphs if g.quantization],
         engines=draft.engines,

@@ -33,6 +33,7 @@ class ReportData:
     stages: list[tuple[str, float, str]]  # (name, seconds, finding)
     files: list[tuple[str, int]]  # (path, bytes)
     pictures: dict[str, list[TilePicture]]  # by engine
+    warnings: Sequence[str] = ()  # signs that the network was declared wrongly
     repairs: Mapping[str, Sequence[RepairEntry]] = field(default_factory=dict)  # by graph
     controls: Mapping[str, ControlRecord] = field(default_factory=dict)  # by graph
     sizes: Sequence[MeasuredTile] = ()  # of tiles, ascending; empty if the size was given
@@ -117,7 +118,7 @@ def caveats(data: ReportData) -> list[str]:
     found += [
         f"{figures.name_of_left_out(e)} is not in the bundle: {e.verdict.reason}" for e in report.left_out if e.verdict
     ]
-    return found + _interval_caveats(report) + _speed_caveats(data.timings)
+    return [*data.warnings, *found, *_interval_caveats(report), *_speed_caveats(data.timings)]
 
 
 def drop_axis(report: ParityReport) -> Axis | None:
@@ -151,7 +152,9 @@ def _interval_caveats(report: ParityReport) -> list[str]:
         found.append(f"the intervals are rough: they are based on {few}")
     if alone := [e.engine for e in run if e.interval is None]:
         found.append(f"no interval for {', '.join(alone)}: at least two source images are needed")
-    if report.reference_scores.get("f1") is None:
+    if not report.labelled:
+        found.append("F1 was not measured, because the evaluation set has no labels: the agreement decided")
+    elif report.reference_scores.get("f1") is None:
         found.append("no label contains a change, so this does not show whether changes are still found")
     return found + [line for e in run if (line := _reaches_over(e, report))]
 

@@ -7,11 +7,11 @@ import io
 from typing import Literal
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image
 
 from misgnet_runtime.accuracy.parity import EngineParity, TileParity
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 
 Kind = Literal["worst", "typical"]
 
@@ -36,19 +36,19 @@ def difference_codes(label: Mask, reference: Mask, engine: Mask) -> NDArray[np.u
     return np.select(kinds, codes, _BOTH_WRONG).astype(np.uint8)
 
 
-def difference_image(label: Mask, reference: Mask, engine: Mask) -> RgbImage:
+def difference_image(label: Mask, reference: Mask, engine: Mask) -> Image:
     """Returns the codes in the colours of ``LEGEND``: uint8 (H, W, 3) from three bool (H, W)."""
     return np.array([colour for _, colour in LEGEND], np.uint8)[difference_codes(label, reference, engine)]
 
 
-def png_data_uri(array: RgbImage | Mask) -> str:
+def png_data_uri(array: Image | Mask) -> str:
     """Returns a lossless ``data:`` address of uint8 (H, W, 3) or bool (H, W)."""
-    return _data_uri(Image.fromarray(array), "png", optimize=True)
+    return _data_uri(PIL.Image.fromarray(array), "png", optimize=True)
 
 
-def jpeg_data_uri(array: RgbImage, quality: int = 88) -> str:
+def jpeg_data_uri(array: Image, quality: int = 88) -> str:
     """Returns a smaller, lossy ``data:`` address of uint8 (H, W, 3); for photographs, never for masks."""
-    return _data_uri(Image.fromarray(array), "jpeg", quality=quality, optimize=True)
+    return _data_uri(PIL.Image.fromarray(array), "jpeg", quality=quality, optimize=True)
 
 
 def data_uri(file: bytes, kind: str) -> str:
@@ -76,7 +76,7 @@ def _changed(tile: TileParity) -> bool:
     return tp + fn > 0
 
 
-def _data_uri(image: Image.Image, kind: str, **options: bool | int) -> str:
+def _data_uri(image: PIL.Image.Image, kind: str, **options: bool | int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format=kind.upper(), **options)
     return data_uri(buffer.getvalue(), kind)

@@ -17,8 +17,8 @@ _STYLES = {"pass": "green", "FAIL": "bold red", figures.LEFT_OUT: "yellow"}
 
 def parity_table(report: ParityReport) -> Table:
     """Returns a table with one row per engine; the caption gives the reason for each engine not run or run by proxy."""
-    f1 = figures.number(report.reference_scores.get("f1"))
-    table = plain_table(f"Parity with {report.reference} (F1 {f1}): {report.limit.describe(report.gate)}")
+    f1 = f"F1 {figures.number(report.reference_scores.get('f1'))}" if report.labelled else "F1 not measured: no labels"
+    table = plain_table(f"Parity with {report.reference} ({f1}): {report.limit.describe(report.gate)}")
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Status", no_wrap=True)
     by_ratio, below = report.min_f1_ratio is not None, "\n95 % interval"

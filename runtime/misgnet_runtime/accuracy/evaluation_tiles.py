@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from misgnet_runtime.accuracy.limit import F1Limit, limit_of
 from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.accuracy.parity import EngineParity, EvaluatedTile, compare, evaluated_tile
-from misgnet_runtime.bundle.golden import packed_tiles
-from misgnet_runtime.bundle.manifest import EngineEntry
+from misgnet_runtime.bundle.golden import are_dates, described, packed_tiles
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.callables import Predict, Progress
+from misgnet_runtime.callables import Image, Predict, Progress
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.pixels import PixelFormat
 from misgnet_runtime.storage.npz import read_archive
 
 ROLE = "evaluation tiles"
-TILES_IN_A_FILE = 8
+_MOST_TILES, _MOST_BYTES = 8, 64 << 20  # of a file, unpacked
 _BATCH = 4
 
 
@@ -32,9 +33,9 @@ _BATCH = 4
 class EvaluationTiles:
     """N tiles of T x T pixels, with labels and the float model's masks."""
 
-    before: NDArray[np.uint8]  # (N, T, T, 3)
-    after: NDArray[np.uint8]  # (N, T, T, 3)
-    label: NDArray[np.bool_]  # (N, T, T)
+    before: Image  # (N, T, T, C)
+    after: Image  # (N, T, T, C)
+    label: NDArray[np.bool_]  # (N, T, T); all False if the set has no labels
     reference: NDArray[np.bool_]  # (N, T, T), the float model's masks
     owned: NDArray[np.int64]  # (N, 4): top, bottom, left, right of the evaluated pixels; bottom and right are exclusive
     names: NDArray[np.str_]  # (N,), of the tiles
@@ -53,26 +54,35 @@ class EvaluationTiles:
         return evaluated_tile(str(self.names[index]), str(self.sources[index]), mask[own], self.label[index][own])
 
 
+def tiles_in_a_file(tile: int, pixels: PixelFormat) -> int:
+    """Returns how many tiles of ``tile`` x ``tile`` px a file holds: at most 8, and of large ones at most 64 MiB."""
+    size = tile**2 * (2 * pixels.bytes + 2)  # both dates, the label and the reference's mask
+    return max(1, min(_MOST_TILES, _MOST_BYTES // size))
+
+
 def write_evaluation(path: Path, tiles: EvaluationTiles) -> None:
     arrays: dict[str, Any] = {field.name: getattr(tiles, field.name) for field in fields(tiles)}
     np.savez_compressed(path, **arrays)
 
 
-def read_evaluation(path: Path, data: bytes | None = None) -> EvaluationTiles:
+def read_evaluation(path: Path, data: bytes | None = None, interface: Interface | None = None) -> EvaluationTiles:
     """Reads a file of :func:`write_evaluation`.
 
     Args:
         path: The file.
         data: Its bytes, if they are already in memory; ``path`` is then used only in messages.
+        interface: The interface of the bundle that the tiles must fit (default: any).
 
     Raises:
-        InputError: The file is damaged or holds something else.
+        InputError: The file is damaged, holds something else, or tiles of another form.
     """
     names = [field.name for field in fields(EvaluationTiles)]
     arrays: dict[str, Any] = dict(zip(names, read_archive("evaluation tiles", path, names, data), strict=True))
     tiles = EvaluationTiles(**arrays)
-    if not _fit_together(tiles):
-        raise InputError(f"evaluation tiles {path} do not hold N tiles of T x T pixels, their masks, names and sources")
+    if not _fit_together(tiles, interface):
+        raise InputError(
+            f"evaluation tiles {path} do not hold N {described(interface)}, their masks, names and sources"
+        )
     return tiles
 
 
@@ -103,13 +113,16 @@ def evaluate_on_device(
     reference: list[EvaluatedTile] = []
     found: list[EvaluatedTile] = []
     for number, path in enumerate(files, 1):
-        tiles = read_evaluation(bundle.name / path, packed_tiles(bundle, path))
+        tiles = read_evaluation(bundle.name / path, packed_tiles(bundle, path), manifest.interface)
         reference += tiles.evaluated(tiles.reference)
         found += _evaluate(entry, tiles, predict, min(_BATCH, manifest.interface.max_batch), manifest.threshold)
         if progress:
             progress(number, len(files))
     limit = limit or limit_of(manifest)
-    return compare(entry.name, entry.precision, reference, found, limit, device=device, gate=manifest.gate)
+    return compare(
+        entry.name, entry.precision, reference, found, limit, device=device, gate=manifest.gate,
+        labelled=manifest.metrics.get("labelled") is not False,
+    )  # fmt: skip
 
 
 def _evaluate(
@@ -121,13 +134,11 @@ def _evaluate(
         yield from tiles.evaluated(probability > threshold, start)
 
 
-def _fit_together(tiles: EvaluationTiles) -> bool:
+def _fit_together(tiles: EvaluationTiles, interface: Interface | None) -> bool:
     shape = tiles.label.shape
     if len(shape) != 3 or shape[0] == 0:
         return False
     wanted: dict[str, tuple[tuple[int, ...], Callable[[np.dtype[Any]], bool]]] = {
-        "before": ((*shape, 3), lambda dtype: dtype == np.uint8),
-        "after": ((*shape, 3), lambda dtype: dtype == np.uint8),
         "label": (shape, lambda dtype: dtype == np.bool_),
         "reference": (shape, lambda dtype: dtype == np.bool_),
         "owned": ((shape[0], 4), lambda dtype: dtype == np.int64),
@@ -136,4 +147,5 @@ def _fit_together(tiles: EvaluationTiles) -> bool:
     }
     arrays = {name: getattr(tiles, name) for name in wanted}
     fits = all(arrays[name].shape == size and right(arrays[name].dtype) for name, (size, right) in wanted.items())
+    fits = fits and are_dates((tiles.before, tiles.after), shape, interface)
     return fits and bool((tiles.owned >= 0).all() and (tiles.owned <= max(shape[1:])).all())

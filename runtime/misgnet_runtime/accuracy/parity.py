@@ -118,6 +118,8 @@ class ParityReport(Struct, frozen=True):
     min_f1_ratio: float | None = None
     # The value that must stay within the limit; see the manifest.
     gate: GateRule = "point"
+    # Whether the evaluation set has labels; without, F1 was not measured, and the agreement decided.
+    labelled: bool = True
     # Engines that ``--target auto`` chose and that the build left out because they failed; not in the bundle.
     left_out: list[EngineParity] = field(default_factory=list)
     # How the metrics and the interval are computed.
@@ -168,9 +170,12 @@ def evaluated_tile(name: str, source: str, mask: Mask, label: Mask) -> Evaluated
 
 def compare(
     engine: str, precision: str, reference: list[EvaluatedTile], found: list[EvaluatedTile], limit: F1Limit,
-    *, device: str, status: Status = "run", reason: str = "", gate: GateRule = "point",
+    *, device: str, status: Status = "run", reason: str = "", gate: GateRule = "point", labelled: bool = True,
 ) -> EngineParity:  # fmt: skip
-    """Evaluates ``found`` against ``reference``, per tile and in total; a pure function."""
+    """Evaluates ``found`` against ``reference``, per tile and in total; a pure function.
+
+    Without labels, scores of the changed class are not stated, and the agreement decides.
+    """
     tiles = [_tile_parity(r, f) for r, f in zip(reference, found, strict=True)]
     before, after = (Confusion.total([j.confusion for j in side]) for side in (reference, found))
     intervals = bootstrap(by_source(reference), by_source(found))
@@ -178,13 +183,13 @@ def compare(
     worst = sorted((t for t in tiles if t.differing), key=lambda t: (-t.differing, t.name))
     return EngineParity(
         engine=engine, precision=precision, status=status, reason=reason, device=device,
-        scores=after.scores(),
+        scores=after.scores() if labelled else {},
         f1_drop_points=f1_drop(before, after),
         f1_ratio=f1_ratio(before, after),
         interval=intervals.drop if intervals else None,
         ratio_interval=intervals.ratio if intervals else None,
         agreement=agreement,
-        verdict=decide(before, after, agreement, limit, rule=gate, intervals=intervals),
+        verdict=decide(before, after, agreement, limit, rule=gate, intervals=intervals, labelled=labelled),
         worst_tiles=[t.name for t in worst[:SHOWN_TILES]],
         tiles=tiles,
     )  # fmt: skip
@@ -200,7 +205,7 @@ def report(
         reference=reference_name, evaluation_set=str(tiles.root), evaluation_sha256=tiles.digest(), tiles=len(tiles),
         sources=len(tiles.sources), pixels=total.pixels, changed_share=total.changed / max(1, total.pixels),
         threshold=threshold, max_f1_drop=limit.max_f1_drop, min_f1_ratio=limit.min_f1_ratio,
-        reference_scores=total.scores(), engines=engines, gate=gate,
+        reference_scores=total.scores() if tiles.labelled else {}, engines=engines, gate=gate, labelled=tiles.labelled,
     )  # fmt: skip
 
 

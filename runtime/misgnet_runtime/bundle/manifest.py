@@ -381,6 +381,11 @@ class Manifest(Struct, frozen=True):
         """Overlap of neighbouring tiles of a scene, in pixels; schema 1 does not state it."""
         return self.tile // 4 if self.schema_version == 1 else self.overlap
 
+    @property
+    def resolution(self) -> float | None:
+        """Metres per pixel of the training data; None: not declared."""
+        return self.model.resolution if self.model else None
+
 
 def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
     """Reads a manifest.
@@ -461,6 +466,8 @@ def _contradiction(m: Manifest) -> str | None:
         "states min_f1_ratio, which schema 1 does not have": m.schema_version == 1 and m.min_f1_ratio is not None,
         "has inputs that contradict its interface": m.inputs != m.interface.inputs(),
         "has outputs that contradict its interface": m.outputs != m.interface.outputs(),
+        "has a TensorRT engine, which cannot read uint16 input": m.interface.input == "uint16"
+        and any(engine.kind in ("rtx", "tensorrt") for engine in m.engines),
         f"has {m.interface.input} input, but {m.interface.samples} samples": m.interface.raw
         and m.interface.input != m.interface.samples,
         f"has {m.interface.bands} bands, but a mean or standard deviation of another number": {m.interface.bands}

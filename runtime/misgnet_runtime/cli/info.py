@@ -18,13 +18,15 @@ from misgnet_runtime.log import current, is_json, out_console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from misgnet_runtime.bundle.manifest import EngineEntry
+    from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
     from misgnet_runtime.bundle.quantization import Quantization
     from misgnet_runtime.bundle.reader import Bundle
     from misgnet_runtime.inference.choice import Choice
     from misgnet_runtime.inference.tuned import OptimiseFor, Tuning
 
 _NOT_RUN = "does not run: "
+_SOURCES = {"misgnet": "MISGNet checkpoint", "onnx": "ONNX file", "pytorch": "PyTorch factory"}
+_FORMS = {"pair": "two inputs", "stacked": "stacked channels", "time": "a time axis"}
 
 
 def info(bundle: BundlePath) -> None:
@@ -63,6 +65,7 @@ def print_info(path: Path, console: Console) -> None:
     m = bundle.manifest
     for line in (
         f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
+        *model_lines(m),
         f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})",
         f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}",
         f"gate: {limit_of(m).describe(m.gate)}",
@@ -83,6 +86,20 @@ def print_info(path: Path, console: Console) -> None:
         console.print(printable(_auto_line(auto)), soft_wrap=True, markup=False)
     console.print(_precisions(bundle))
     console.print(_files(bundle))
+
+
+def model_lines(m: Manifest) -> Iterator[str]:
+    """Yields what the network is, and what images it reads."""
+    if model := m.model:
+        count = "" if model.parameters is None else f", {model.parameters:,} parameters"
+        changed = f", changed: {', '.join(map(str, model.changed))}" if model.changed else ""
+        yield (
+            f"network {model.name} ({_SOURCES[model.source]}){count}; both dates as {_FORMS[model.io]}, "
+            f"{model.layout}; output {model.output}{changed}"
+        )
+    trained = "" if m.resolution is None else f", trained on {m.resolution:g} m per pixel"
+    bands = "" if m.interface.pixels.is_rgb8 else f" ({', '.join(m.preprocessing.bands)})"
+    yield f"reads {m.interface.pixels}{bands}{trained}"
 
 
 def bundle_figures(path: Path) -> dict[str, object]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.accuracy.metrics import require_finite
 from misgnet_runtime.bundle.manifest import Interface, TensorEntry
 from misgnet_runtime.bundle.preprocessing import normalise
-from misgnet_runtime.callables import Predict, RgbImage
+from misgnet_runtime.callables import Image, Predict
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.tiled import predict_scene
@@ -46,22 +46,25 @@ class ChangeDetector:
         self.interface = interface
         self.batch = batch
 
-    def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
-        """Returns the probability of change, float32 (B, T, T), of uint8 RGB tiles (B, T, T, 3) of both dates."""
+    def probability(self, before: Image, after: Image) -> Probability:
+        """Returns the probability of change, float32 (B, T, T), of raw tiles (B, T, T, C) of both dates."""
         (output,) = self.engine.infer(arrays_for(self.interface, before, after)).values()
         return to_probability(output, self.interface)
 
-    def sound_probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+    def sound_probability(self, before: Image, after: Image) -> Probability:
         """Same as :meth:`probability`; raises GateFailed for NaN and Inf, which a threshold would call unchanged."""
         return require_finite(self.probability(before, after), f"the engine on {self.engine.device}")
 
-    def scene_probability(self, before: RgbImage, after: RgbImage, *, overlap: int, batch: int) -> Probability:
-        """Returns the probability of change, float32 (H, W), of a pair of any size, uint8 (H, W, 3).
+    def scene_probability(self, before: Image, after: Image, *, overlap: int, batch: int) -> Probability:
+        """Returns the probability of change, float32 (H, W), of a pair of any size, (H, W, C).
 
         See :func:`predict_scene`. Raises GateFailed for NaN or Inf.
         """
-        tile = self.interface.tile
-        return predict_scene(self.sound_probability, before, after, tile, batch=batch, overlap=overlap)
+        interface = self.interface
+        return predict_scene(
+            self.sound_probability, before, after, interface.tile, batch=batch, overlap=overlap,
+            pixels=interface.pixels,
+        )  # fmt: skip
 
     def __enter__(self) -> ChangeDetector:
         return self
@@ -82,20 +85,20 @@ def tile_per_stream(detector: ChangeDetector) -> Iterator[Predict]:
     size = 1 if detector.engine.streams > 1 else detector.interface.max_batch
     with ThreadPoolExecutor(detector.engine.streams) as pool:
 
-        def predict(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+        def predict(before: Image, after: Image) -> Probability:
             parts = [slice(start, start + size) for start in range(0, len(before), size)]
             return np.concatenate(list(pool.map(lambda part: detector.probability(before[part], after[part]), parts)))
 
         yield predict
 
 
-def arrays_for(interface: Interface, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Arrays:
-    """Returns the graph's inputs by name, from uint8 RGB tiles (B, T, T, 3) of both dates."""
+def arrays_for(interface: Interface, before: Image, after: Image) -> Arrays:
+    """Returns the graph's inputs by name, from raw tiles (B, T, T, C) of both dates."""
     return {"before": as_input(before, interface), "after": as_input(after, interface)}
 
 
-def as_input(images: NDArray[np.uint8], interface: Interface) -> NDArray[Any]:
-    """Converts uint8 RGB tiles (B, T, T, 3) of one date to the graph's input."""
+def as_input(images: Image, interface: Interface) -> NDArray[Any]:
+    """Converts raw tiles (B, T, T, C) of one date to the graph's input."""
     return images if interface.raw else normalise(images, interface.normalization)
 
 
@@ -113,7 +116,8 @@ def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
 def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> str | None:
     """Returns how the engine differs from the stated interface, or None; the order of tensors does not matter."""
     for specs, entries in ((engine.inputs, inputs), (engine.outputs, outputs)):
-        found, stated = sorted(map(_of_spec, specs)), sorted(map(_of_entry, entries))
+        found = sorted(_of_spec(spec, any_batch=max_batch == 1) for spec in specs)
+        stated = sorted(map(_of_entry, entries))
         if found != stated:
             return f"it has {_listed(found)}, the interface says {_listed(stated)}"
     if engine.max_batch < max_batch:
@@ -124,8 +128,10 @@ def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry]
 _Tensor = tuple[str, str, tuple[int, ...]]
 
 
-def _of_spec(spec: TensorSpec) -> _Tensor:
-    return spec.name, spec.dtype, spec.shape
+def _of_spec(spec: TensorSpec, *, any_batch: bool) -> _Tensor:
+    """Returns what is compared; with ``any_batch``, a graph that computes only batches of 1 counts as any other."""
+    fixed = any_batch and spec.shape[:1] == (1,)
+    return spec.name, spec.dtype, (-1, *spec.shape[1:]) if fixed else spec.shape
 
 
 def _of_entry(entry: TensorEntry) -> _Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.bundle.checked import CheckedFiles
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface, TensorEntry, head_inputs
 from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.callables import Image
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import Probability, as_input, misfit, to_probability
@@ -60,8 +61,8 @@ class SplitDetector:
         self.features = features
         self.batch = batch
 
-    def encode(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Returns the features (B, ...), in the order of ``features``, of uint8 RGB tiles (B, T, T, 3) of one date."""
+    def encode(self, images: Image) -> list[NDArray[np.float32]]:
+        """Returns the features (B, ...), in the order of ``features``, of raw tiles (B, T, T, C) of one date."""
         (entry,) = self.interface.encoder_inputs()
         found = self.encoder.infer({entry.name: as_input(images, self.interface)})
         return [found[feature.name] for feature in self.features]
@@ -77,7 +78,7 @@ class SplitDetector:
         (output,) = self.head.infer(dict(zip(names, (*before, *after), strict=True))).values()
         return to_probability(output, self.interface)
 
-    def probability(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Probability:
+    def probability(self, before: Image, after: Image) -> Probability:
         """Same as :meth:`ChangeDetector.probability`; each date is encoded separately."""
         return self.compare(self.encode(before), self.encode(after))
 

@@ -32,7 +32,7 @@ def serve() -> None:
     if task.manifest_sha256:
         files.expect(task.files, task.manifest_sha256)
     golden = files.read(task.golden) if task.manifest_sha256 else None
-    tiles = read_golden(Path(task.golden), golden)
+    tiles = read_golden(Path(task.golden), golden, task.interface)
     picked = np.resize(np.arange(len(tiles.before)), task.batch)
     before, after = tiles.before[picked], tiles.after[picked]
     execution = ExecutionOptions(threads=task.threads, streams=task.streams)

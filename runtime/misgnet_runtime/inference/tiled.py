@@ -7,14 +7,15 @@ from itertools import groupby, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Predict, RgbImage
+from misgnet_runtime.callables import Image, Predict
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.blending import RowBlender, lay_out
 from misgnet_runtime.raster.tiling import Span
 
 
 def predict_scene(
-    predict: Predict, before: RgbImage, after: RgbImage, tile: int, *, batch: int, overlap: int
+    predict: Predict, before: Image, after: Image, tile: int, *, batch: int, overlap: int, pixels: PixelFormat = RGB8
 ) -> NDArray[np.float32]:
     """Returns the probability of change, float32 (H, W), of an image pair: tiles are predicted and blended.
 
@@ -22,18 +23,19 @@ def predict_scene(
     extended by reflection. Besides the result, memory holds one row of tiles.
 
     Args:
-        predict: Maps uint8 (B, T, T, 3) of both dates to float32 (B, T, T).
-        before: uint8 (H, W, 3).
-        after: uint8 (H, W, 3).
+        predict: Maps (B, T, T, C) of both dates to float32 (B, T, T).
+        before: (H, W, C).
+        after: (H, W, C).
         tile: Side of a tile, T.
         batch: Tiles per call, at most; a call has tiles of one row.
         overlap: Pixels that neighbouring tiles share, at most 3/4 of a tile.
+        pixels: The format of both dates.
 
     Raises:
-        InputError: The dates differ in size, or are not images.
+        InputError: The dates differ in size, or do not have the format.
         UsageError: ``overlap`` is out of range.
     """
-    check_pair(before, after)
+    check_pair(before, after, pixels)
     height, width = before.shape[:2]
     result = np.empty((height, width), np.float32)
 
@@ -50,11 +52,13 @@ def predict_scene(
     return result
 
 
-def check_pair(before: RgbImage, after: RgbImage) -> None:
-    """Raises InputError unless both dates are uint8 (H, W, 3) of the same size, with at least one pixel."""
+def check_pair(before: Image, after: Image, pixels: PixelFormat = RGB8) -> None:
+    """Raises InputError unless both dates have the format and the same size, with at least one pixel."""
     for date, image in (("before", before), ("after", after)):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(f"the image '{date}' is {image.dtype} {image.shape}; it must be uint8 (H, W, 3)")
+        if image.dtype != pixels.samples or image.ndim != 3 or image.shape[2] != pixels.bands or not image.size:
+            raise InputError(
+                f"the image '{date}' is {image.dtype} {image.shape}; it must be {pixels.samples} (H, W, {pixels.bands})"
+            )
     if before.shape != after.shape:
         raise InputError(
             f"the two dates differ in size: {before.shape[1]} x {before.shape[0]} and "

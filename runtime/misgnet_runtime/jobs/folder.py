@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
-from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.callables import Image, Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.inference.detector import Probability
@@ -84,11 +84,11 @@ def predict_folders(
     options.check_values()
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is one of the input folders; choose another -o")
-    sources = find_pairs(before, after)
+    bundle = read_bundle(bundle_path)
+    sources = find_pairs(before, after, pixels=bundle.manifest.interface.pixels)
     scenes = {source.name for source in sources if are_rasters(source.before, source.after)}
     outputs = {source.name: f"{source.name}{'.tif' if source.name in scenes else '.png'}" for source in sources}
     _check_options(output, options, scenes)
-    bundle = read_bundle(bundle_path)
     with opener(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         overlap = options.overlap_of(bundle.manifest)
@@ -115,7 +115,7 @@ _NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # sho
 
 def _has_large_images(sources: list[Source], scenes: set[str], tile: int) -> bool:
     """Returns whether an image is larger than a tile, so that masks depend on the overlap."""
-    return any(max(image_size(source.before)) > tile for source in sources if source.name not in scenes)
+    return any(max(image_size(source.before, source.pixels)) > tile for source in sources if source.name not in scenes)
 
 
 def _shown(options: SceneOptions) -> str:
@@ -179,8 +179,8 @@ class _Run:
         threshold = self.bundle.manifest.threshold
         for source in images:
             stamp = stamp_of(source)
-            before, after = read_pair(source.before, source.after)
-            warn_of_images(source.before, source.after, self.log)
+            before, after = read_pair(source.before, source.after, source.pixels)
+            warn_of_images(source.before, source.after, self.log, source.pixels)
             height, width = before.shape[:2]
             pair = _Pair(source.name, stamp, lay_out(height, width, tile, self.overlap), threshold)
             for place in pair.layout.tiles():
@@ -248,8 +248,8 @@ class _Tile:
 
     pair: _Pair
     place: Place
-    before: RgbImage  # uint8 (T, T, 3), like ``after``
-    after: RgbImage
+    before: Image  # (T, T, C), like ``after``
+    after: Image
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,8 @@ class _Batch:
     """Tiles of one or more pairs."""
 
     tiles: list[_Tile]
-    before: RgbImage  # uint8 (B, T, T, 3), like ``after``
-    after: RgbImage
+    before: Image  # (B, T, T, C), like ``after``
+    after: Image
 
 
 def _batches(tiles: Iterator[_Tile], size: int) -> Generator[_Batch, None, None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import Manifest
 from misgnet_runtime.bundle.reader import read_bundle
-from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.callables import Image
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import format_change
@@ -15,6 +15,7 @@ from misgnet_runtime.inference.selection import Opened, open_detector
 from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.images import check_mask_name, image_time, is_raster, read_pair, same_bytes, write_mask
 from misgnet_runtime.raster.tiff import is_tiff, read_header
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_file
@@ -70,9 +71,10 @@ def predict_files(
     check_mask_name(output)
     refuse_inputs([output], [before_path, after_path])
     refuse_existing(output, force)
-    images = read_pair(before_path, after_path)
-    warn_of_images(before_path, after_path, current())
     bundle = read_bundle(bundle_path)
+    pixels = bundle.manifest.interface.pixels
+    images = read_pair(before_path, after_path, pixels)
+    warn_of_images(before_path, after_path, current(), pixels)
     options = SceneOptions(execution=ExecutionOptions(streams=1), overlap=overlap, force=force)
     with open_detector(bundle, engine, options.execution, optimise_for="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, manifest=bundle.manifest, options=options)
@@ -95,18 +97,18 @@ def are_rasters(before: Path, after: Path) -> bool:
     return bool(rasters)
 
 
-def warn_of_images(before: Path, after: Path, log: EventLog) -> None:
+def warn_of_images(before: Path, after: Path, log: EventLog, pixels: PixelFormat = RGB8) -> None:
     """Logs a warning if two images are the same file, or if their metadata put AFTER before BEFORE."""
     if same_bytes(before, after):
         log.warning(f"{before.name}, {after.name}: {SAME_FILE}")
-    elif warning := wrong_order(image_time(before), image_time(after)):
+    elif warning := wrong_order(image_time(before, pixels), image_time(after, pixels)):
         log.warning(f"{before.name}, {after.name}: {warning}")
 
 
 def predict_images(
-    opened: Opened, before: RgbImage, after: RgbImage, output: Path, *, manifest: Manifest, options: SceneOptions
+    opened: Opened, before: Image, after: Image, output: Path, *, manifest: Manifest, options: SceneOptions
 ) -> Prediction:
-    """Writes the mask of two images, uint8 (H, W, 3), as ``output``, atomically.
+    """Writes the mask of two images, (H, W, C), as ``output``, atomically.
 
     Images larger than a tile are tiled and blended like scenes, with the overlap and batch size of ``options``.
 

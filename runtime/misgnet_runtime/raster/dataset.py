@@ -7,16 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.images import SUFFIXES, image_size, read_label, read_pair
 from misgnet_runtime.raster.tiling import Cell, cover, cut
 from misgnet_runtime.storage.snapshot import Snapshot
 
-Images = tuple[RgbImage, RgbImage, Mask]
+Images = tuple[Image, Image, Mask]
+# Whether each image needs a label; without labels, "optional" accepts the folder, and "ignored" does not look for them.
+Labels = Literal["required", "optional", "ignored"]
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Source:
     before: Path
     after: Path
     label: Path | None
+    pixels: PixelFormat = RGB8  # of both dates
     observed: _Observed = field(default_factory=_Observed, repr=False)
 
     @property
@@ -67,9 +72,9 @@ class Tile:
     """The pixels of one tile."""
 
     ref: TileRef
-    before: RgbImage  # uint8 (T, T, 3)
-    after: RgbImage  # uint8 (T, T, 3)
-    label: Mask  # bool (T, T)
+    before: Image  # (T, T, C)
+    after: Image  # (T, T, C)
+    label: Mask  # bool (T, T); all False if the source has no label
 
     @property
     def owned(self) -> tuple[slice, slice]:
@@ -86,13 +91,20 @@ class TileSet(Sequence[TileRef]):
         self._refs = refs
 
     @classmethod
-    def open(cls, root: Path, tile: int = 256) -> TileSet:
+    def open(cls, root: Path, tile: int = 256, pixels: PixelFormat = RGB8, *, labels: Labels = "required") -> TileSet:
         """Finds the image pairs of ``root`` and checks their names and sizes.
+
+        Args:
+            root: A directory with ``A/``, ``B/`` and ``label/``.
+            tile: Side of a tile, T.
+            pixels: The format that the images are read in; it must be theirs.
+            labels: "optional" accepts a directory without ``label/``, whose labels are then all False.
 
         Raises:
             InputError: A directory or a partner image is missing, sizes differ, or a header cannot be read.
         """
-        refs = [TileRef(source, cell) for source in find_sources(root) for cell in cover(*source.size(), tile)]
+        sources = find_sources(root, pixels, labels=labels)
+        refs = [TileRef(source, cell) for source in sources for cell in cover(*source.size(), tile)]
         return cls(root, tuple(refs), tile)
 
     def __len__(self) -> int:
@@ -104,6 +116,16 @@ class TileSet(Sequence[TileRef]):
     @property
     def sources(self) -> tuple[Source, ...]:
         return tuple(dict.fromkeys(ref.source for ref in self._refs))
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The format of the tiles' images."""
+        return self._refs[0].source.pixels if self._refs else RGB8
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the tiles have labels; without, F1 cannot be measured."""
+        return all(ref.source.label is not None for ref in self._refs)
 
     def subset(self, indices: Sequence[int]) -> TileSet:
         """Returns the tiles at ``indices``, in the order of the directory, so that each image is read once."""
@@ -144,14 +166,17 @@ def read_tile(ref: TileRef) -> Tile:
     return Tile(ref, cut(before, ref.cell), cut(after, ref.cell), cut(label, ref.cell))
 
 
-def stack(tiles: Sequence[Tile]) -> tuple[RgbImage, RgbImage]:
-    """Returns both dates of ``tiles`` as uint8 (B, T, T, 3)."""
+def stack(tiles: Sequence[Tile]) -> tuple[Image, Image]:
+    """Returns both dates of ``tiles`` as (B, T, T, C)."""
     return np.stack([t.before for t in tiles]), np.stack([t.after for t in tiles])
 
 
 def load_source(source: Source) -> Images:
-    """Reads a whole pair: both dates uint8 (H, W, 3), and the label bool (H, W); raises InputError for a bad file."""
-    before, after = read_pair(source.before, source.after)
+    """Reads a whole pair: both dates (H, W, C), and the label bool (H, W); raises InputError for a bad file.
+
+    The label of a source without a label is all False.
+    """
+    before, after = read_pair(source.before, source.after, source.pixels)
     label = np.zeros(before.shape[:2], np.bool_) if source.label is None else read_label(source.label, source.before)
     if source.label is not None:
         _check_size(source.label, label.shape, source.before, before.shape[:2])
@@ -185,18 +210,21 @@ def _files_digests(source: Source) -> tuple[str, str]:
     return source.observed.files
 
 
-def find_sources(root: Path, *, labelled: bool = True) -> list[Source]:
-    """Returns the image pairs of ``root``, sorted by name; with ``labelled``, each needs a label in ``label/``.
+def find_sources(root: Path, pixels: PixelFormat = RGB8, *, labels: Labels = "required") -> list[Source]:
+    """Returns the image pairs of ``root``, sorted by name, with their labels in ``label/`` according to ``labels``.
 
     Raises InputError if a directory is missing or empty, or an image has no partner.
     """
-    return find_pairs(root / "A", root / "B", root / "label" if labelled else None)
+    label = root / "label"
+    used = labels == "required" or (labels == "optional" and label.exists())
+    return find_pairs(root / "A", root / "B", label if used else None, pixels)
 
 
-def find_pairs(before: Path, after: Path, label: Path | None = None) -> list[Source]:
+def find_pairs(before: Path, after: Path, label: Path | None = None, pixels: PixelFormat = RGB8) -> list[Source]:
     """Returns the images of two directories, and of the directory ``label`` if given, matched by name.
 
-    Raises InputError if a directory is missing or empty, or an image has no partner.
+    ``pixels`` is the format that the dates are read in. Raises InputError if a directory is missing or empty, or an
+    image has no partner.
     """
     for one, other in (before, after), (after, before):
         if one.is_dir() and other.is_file():
@@ -212,7 +240,7 @@ def find_pairs(before: Path, after: Path, label: Path | None = None) -> list[Sou
             if stem not in parts[0]:
                 raise InputError(f"{path} has no partner in {before}")
     labels = parts[2] if label is not None else {}
-    return [Source(s, p, parts[1][s], labels.get(s)) for s, p in sorted(parts[0].items())]
+    return [Source(s, p, parts[1][s], labels.get(s), pixels) for s, p in sorted(parts[0].items())]
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:
@@ -236,9 +264,10 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
 
 def common_size(source: Source) -> tuple[int, int]:
     """Returns height and width of a pair and its label from the headers; raises InputError if they differ."""
-    size = image_size(source.before)
-    for path in source.paths[1:]:
-        _check_size(path, image_size(path), source.before, size)
+    size = image_size(source.before, source.pixels)
+    _check_size(source.after, image_size(source.after, source.pixels), source.before, size)
+    if source.label is not None:
+        _check_size(source.label, image_size(source.label), source.before, size)
     return size
 
 

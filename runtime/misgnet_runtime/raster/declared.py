@@ -1,4 +1,4 @@
-"""Options that declare a raster's bands, and how its stored values become brightness. Cheap to import."""
+"""Options that declare a raster's bands, and how its stored values become samples. Cheap to import."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.options import flag, option
 from misgnet_runtime.parsers import numbers
+from misgnet_runtime.pixels import MOST_BANDS
 
 PIXELS_PANEL = "GeoTIFF input (bands and brightness are never guessed from pixel values)"
-_three, _two = numbers(3, like="3,2,1"), numbers(2, like="2,98")
+_COUNTS = range(1, MOST_BANDS + 1)
+_some, _two = numbers(*_COUNTS, like="3,2,1"), numbers(2, like="2,98")
 
 
 def _bands(text: str) -> tuple[float, ...]:
-    found = _three(text)
+    found = _some(text)
     if not all(band >= 1 and band == int(band) for band in found):
         raise ValueError("bands are counted from 1")
     return found
@@ -37,18 +39,22 @@ class Declared:
     """The options of one date's raster; None: not given."""
 
     bands: tuple[float, ...] | None = _option(
-        help="Red, green and blue bands, such as 3,2,1 (default: as named in the file).", parse=_bands
+        help="Bands of the raster in the order that the network reads them, such as 3,2,1 for red, green and blue "
+        "(default: as named in the file; all bands if the network reads another number than 3).",
+        parse=_bands,
     )
     scale: tuple[float, ...] | None = _option(
-        help="Factor of stored values: value * scale + offset is 0 for black, 1 for white. One number or three "
-        "(default: 8-bit values as they are).",
-        parse=numbers(1, 3, like="0.0001"),
+        help="Factor of stored values: value * scale + offset is 0 for black, 1 for the largest sample (white). One "
+        "number, or one per band (default: values of the type that the network reads as they are).",
+        parse=numbers(*_COUNTS, like="0.0001"),
     )
     offset: tuple[float, ...] | None = _option(
-        help="Offset of stored values, see --scale; one number or three (default: 0).", parse=numbers(1, 3, like="-0.1")
+        help="Offset of stored values, see --scale; one number, or one per band (default: 0).",
+        parse=numbers(*_COUNTS, like="-0.1"),
     )
     stretch: tuple[float, ...] | None = _option(
-        help="Instead of --scale: percentiles of each band that become black and white, such as 2,98 (default: none).",
+        help="Instead of --scale: percentiles of each band that become black and the largest sample, such as 2,98 "
+        "(default: none).",
         parse=_percentiles,
     )
     shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # names of options for both dates

@@ -1,4 +1,4 @@
-"""Reads and checks images (8-bit RGB) and change labels, and writes masks."""
+"""Reads and checks images and change labels, and writes masks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import ImageFile, ImageOps
 
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError, UnreadableError, UsageError
 from misgnet_runtime.formatting import plural
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.image_limits import check_parts
 from misgnet_runtime.raster.tiff import DATE_TIME, ORIENTATION, is_tiff, read_header
 from misgnet_runtime.raster.tiff_blocks import read_blocks
@@ -32,23 +34,27 @@ _DECODE_ERRORS = (  # Pillow's decoders raise these on damaged files
 )  # fmt: skip
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
 _EXIF, _TAKEN = 34665, 36867  # EXIF's own directory, and DateTimeOriginal in it
+_GREY = {"uint8": ("L",), "uint16": ("I;16", "I;16B", "I")}  # modes; Pillow before 11.3 reads a 16-bit PNG as "I"
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
-def read_image(path: Path) -> RgbImage:
-    """Reads an 8-bit RGB image as uint8 (H, W, 3), rotated by its EXIF orientation; drops an opaque alpha channel.
+def read_image(path: Path, pixels: PixelFormat = RGB8) -> Image:
+    """Reads an image of a format as (H, W, C), rotated by its EXIF orientation; drops an opaque alpha channel.
 
-    A TIFF that is a raster (see :func:`is_raster`) is read as one date of a scene, without scaling.
+    PNG and JPEG files hold 8-bit RGB; a PNG also one band of 8 or 16 bits. A TIFF that is a raster (see
+    :func:`is_raster`), and every TIFF of another format than 8-bit RGB, is read as one date of a scene, without
+    scaling.
 
     Raises:
         InputError: The file is not such an image.
+        UnavailableError: The file has to be read as a raster, and rasterio is not installed.
     """
-    if is_raster(path):
+    if _read_as_raster(path, pixels):
         from misgnet_runtime.raster.geotiff_images import read_date
 
-        return read_date(path)
+        return read_date(path, pixels)
     with _in_memory(path):
-        return _rgb(path)
+        return _rgb(path) if pixels.is_rgb8 else _grey(path, pixels)
 
 
 def is_raster(path: Path) -> bool:
@@ -60,7 +66,26 @@ def is_raster(path: Path) -> bool:
     return is_tiff(path) and bool(read_header(path).raster_properties)
 
 
-def _rgb(path: Path) -> RgbImage:
+def _read_as_raster(path: Path, pixels: PixelFormat) -> bool:
+    """Returns whether rasterio reads a file: Pillow reads neither several bands nor 16 bits of most TIFFs."""
+    return is_raster(path) if pixels.is_rgb8 else is_tiff(path)
+
+
+def _grey(path: Path, pixels: PixelFormat) -> Image:
+    """Reads a PNG or JPEG of one band as (H, W, 1)."""
+    if pixels.bands != 1:
+        raise InputError(
+            f"image {path} is a PNG or JPEG, which cannot hold {pixels}; write the bands of each date to one GeoTIFF"
+        )
+    image = _decode(path)
+    if image.mode not in _GREY[pixels.samples] or image.has_transparency_data:
+        raise InputError(
+            f"image {path} has Pillow mode '{image.mode}'; this command requires {pixels} without transparency"
+        )
+    return np.asarray(image)[..., None].astype(pixels.samples, copy=False)
+
+
+def _rgb(path: Path) -> Image:
     image = _decode(path, wide=False)
     if image.mode not in ("RGB", "RGBA", "P"):
         raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command requires 8-bit RGB")
@@ -69,14 +94,13 @@ def _rgb(path: Path) -> RgbImage:
     return np.asarray(image.convert("RGB"))
 
 
-def read_pair(before: Path, after: Path) -> tuple[RgbImage, RgbImage]:
-    """Reads both dates as uint8 (H, W, 3); raises InputError as :func:`read_image`, or if sizes or grids differ."""
-    rasters = [path for path in (before, after) if is_raster(path)]
-    if rasters:
+def read_pair(before: Path, after: Path, pixels: PixelFormat = RGB8) -> tuple[Image, Image]:
+    """Reads both dates as (H, W, C); raises as :func:`read_image`, and InputError if sizes or grids differ."""
+    if any(_read_as_raster(path, pixels) for path in (before, after)):
         from misgnet_runtime.raster.geotiff_images import read_dates
 
-        return read_dates(before, after)
-    first, second = read_image(before), read_image(after)
+        return read_dates(before, after, pixels)
+    first, second = read_image(before, pixels), read_image(after, pixels)
     if first.shape != second.shape:
         raise InputError(
             f"{before} is {first.shape[1]} x {first.shape[0]} px, {after} is {second.shape[1]} x "
@@ -117,7 +141,7 @@ def _label(path: Path) -> Mask:
     return np.asarray(values != 0, np.bool_)
 
 
-def _one_channel(path: Path, image: Image.Image) -> NDArray[Any]:
+def _one_channel(path: Path, image: PIL.Image.Image) -> NDArray[Any]:
     """Returns the grey values (H, W) of an image of any mode; raises InputError for a colour image."""
     if image.mode == "LA":
         image = image.getchannel("L")
@@ -134,9 +158,12 @@ def _is_binary(values: NDArray[Any]) -> bool:
     return found <= {0, 255} or found <= {0, 1}
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Returns height and width in pixels from the file's header, with the EXIF orientation applied."""
-    if is_raster(path):
+def image_size(path: Path, pixels: PixelFormat = RGB8) -> tuple[int, int]:
+    """Returns height and width in pixels from the file's header, with the EXIF orientation applied.
+
+    Raises as :func:`read_image`, which reads images of the format ``pixels``.
+    """
+    if _read_as_raster(path, pixels):
         from misgnet_runtime.raster.geotiff_images import size_of
 
         return size_of(path)
@@ -149,10 +176,15 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if transposed else (image.height, image.width)
 
 
-def image_time(path: Path) -> datetime | None:
-    """Returns when an image was taken, from its EXIF or TIFF tags (default zone: UTC), or None."""
+def image_time(path: Path, pixels: PixelFormat = RGB8) -> datetime | None:
+    """Returns when an image was taken, from its EXIF or TIFF tags (default zone: UTC), or None.
+
+    ``pixels`` is the format that :func:`read_image` reads.
+    """
     from misgnet_runtime.raster.metadata import parse_time
 
+    if _read_as_raster(path, pixels):
+        return parse_time(read_header(path).text(DATE_TIME))
     with _opened(path) as image, _unwarned():
         exif = _exif(path, image)
         found = [_taken(exif), exif.get(DATE_TIME)]
@@ -160,7 +192,7 @@ def image_time(path: Path) -> datetime | None:
     return next((time for text in found if isinstance(text, str) and (time := parse_time(text))), None)
 
 
-def _taken(exif: Image.Exif) -> object:
+def _taken(exif: PIL.Image.Exif) -> object:
     """Returns EXIF's DateTimeOriginal; a damaged EXIF directory is ignored, since nothing else is read from it."""
     try:
         with _unwarned():
@@ -184,10 +216,10 @@ def check_mask_name(path: Path) -> None:
 
 def write_mask(path: Path, mask: Mask) -> None:
     """Writes bool (H, W) as an 8-bit PNG with the values 0 and 255."""
-    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG")
+    PIL.Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG")
 
 
-def _decode(path: Path, *, wide: bool = True) -> Image.Image:
+def _decode(path: Path, *, wide: bool = True) -> PIL.Image.Image:
     """Decodes an image. Raises InputError for 16-bit colour, which Pillow would reduce to 8 bits, unless ``wide``."""
     with _opened(path) as image:
         if (count := _count(path, image)) > 1:
@@ -224,12 +256,12 @@ def _count(path: Path, image: ImageFile.ImageFile) -> int:
     return int(getattr(image, "n_frames", 1)) if image.format == "PNG" else 1
 
 
-def _exif(path: Path, image: ImageFile.ImageFile) -> Image.Exif:
+def _exif(path: Path, image: ImageFile.ImageFile) -> PIL.Image.Exif:
     """Returns the EXIF of an image, without decoding pixels if the EXIF precedes them in the file."""
     try:
         with _unwarned():
             if image.format == "PNG" and not _exif_follows(path):
-                return Image.Image.getexif(image)  # PngImageFile.getexif would decode all pixels first
+                return PIL.Image.Image.getexif(image)  # PngImageFile.getexif would decode all pixels first
             return image.getexif()
     except _DECODE_ERRORS as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
@@ -254,8 +286,8 @@ def _opened(path: Path) -> ImageFile.ImageFile:
     try:
         check_parts(path)
         with _unwarned():
-            return Image.open(path, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
+            return PIL.Image.open(path, formats=_FORMATS)
+    except PIL.Image.DecompressionBombError as error:
         raise InputError(f"image {path} is too large to be read whole: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"image {path} does not exist") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.callables import Image, Progress
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.dataset import Source, TileSet, read_source
 
@@ -49,5 +49,5 @@ def _identities(source: Source) -> dict[str, Path]:
     return found
 
 
-def _pixels_sha256(image: RgbImage) -> str:
+def _pixels_sha256(image: Image) -> str:
     return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import PIL.Image
 
-from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.callables import Image, Mask
+from misgnet_runtime.pixels import RGB8
 from misgnet_runtime.raster.geotiff import load_rasterio, open_geotiff
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.scaling import Scaling
@@ -16,30 +17,53 @@ from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import CHANGED
 
 MOST_PIXELS = 1024  # longest side of each date in the picture
-_STRIP = 128  # rows read at once; reading a warped raster row by row is slow
+_STRIP = 128  # rows of 8-bit RGB read at once; reading a warped raster row by row is slow
+_STRETCH = 2, 98  # percentiles of 16-bit values that become black and white
 _RED, _WHITE = np.array((255, 0, 0), np.uint8), np.array((255, 255, 255), np.uint8)
 
 
 def write_quicklook(path: Path, pair: Pair, scalings: tuple[Scaling, Scaling], change: Path) -> None:
     """Writes a PNG with every n-th pixel of both dates, side by side; red if any of the n x n pixels is changed.
 
-    Pixels without data are white. ``change`` is the pair's change raster. Raises OSError if writing fails.
+    Pixels without data are white; see :func:`displayed` for the colours. ``change`` is the pair's change raster. Raises
+    OSError if writing fails.
     """
     step = -(-max(pair.grid.height, pair.grid.width) // MOST_PIXELS)
-    strip = max(1, _STRIP // step) * step
-    spans = Span(0, pair.grid.height).split(strip)
+    rows = max(1, _STRIP * RGB8.bytes // pair.before.pixels.bytes)
+    spans = Span(0, pair.grid.height).split(max(1, rows // step) * step)
     with open_geotiff(load_rasterio("a scene"), change) as classes:
-        picture = np.concatenate([_lines(pair, scalings, classes, rows, step) for rows in spans])
-    Image.fromarray(picture).save(path, format="PNG")
+        parts = [_sampled(pair, scalings, classes, span, step) for span in spans]
+    before, after, valid, changed = (np.concatenate(part) for part in zip(*parts, strict=True))
+    shown = displayed(before, after, valid)
+    before, after = (np.where(valid[..., None], image, _WHITE) for image in shown)
+    picture = np.concatenate([before, after, np.where(changed[..., None], _RED, after)], axis=1)
+    PIL.Image.fromarray(picture).save(path, format="PNG")
 
 
-def _lines(pair: Pair, scalings: tuple[Scaling, Scaling], classes: Any, rows: Span, step: int) -> RgbImage:
-    """Returns the picture's lines for ``rows``, uint8 (h, 3 w, 3)."""
+def _sampled(
+    pair: Pair, scalings: tuple[Scaling, Scaling], classes: Any, rows: Span, step: int
+) -> tuple[Image, Image, Mask, Mask]:
+    """Returns every n-th pixel of ``rows``: both dates, (h, w, C), whether they are valid, and whether changed."""
     columns = Span(0, pair.grid.width)
     pixels = pair.read(scalings, rows, columns)
-    before, after, valid = (part[::step, ::step] for part in (pixels.before, pixels.after, pixels.valid))
+    before, after, valid = pixels.before[::step, ::step], pixels.after[::step, ::step], pixels.valid[::step, ::step]
     changed = classes.read(1, window=((rows.start, rows.stop), (columns.start, columns.stop))) == CHANGED
     for axis, length in enumerate(changed.shape):
         changed = np.logical_or.reduceat(changed, np.arange(0, length, step), axis)
-    before, after = (np.where(valid[..., None], image, _WHITE) for image in (before, after))
-    return np.concatenate([before, after, np.where(changed[..., None], _RED, after)], axis=1)
+    return before, after, valid, changed
+
+
+def displayed(before: Image, after: Image, valid: Mask) -> tuple[Image, Image]:
+    """Returns both dates, (h, w, C), as 8-bit RGB: bands 1 to 3, or band 1 as grey if there are fewer.
+
+    16-bit values are stretched: percentiles 2 and 98 of each band, of the ``valid`` pixels, bool (h, w), of both dates
+    together, become black and white.
+    """
+    bands = [0, 1, 2] if before.shape[2] >= 3 else [0, 0, 0]
+    dates = before[..., bands], after[..., bands]
+    if before.dtype == np.uint8:
+        return dates
+    values = np.concatenate([date[valid] for date in dates])  # (N, 3)
+    low, high = np.percentile(values, _STRETCH, axis=0) if len(values) else (0, 1)
+    first, second = (np.clip((date - low) * (255 / np.maximum(high - low, 1)), 0, 255) for date in dates)
+    return np.rint(first).astype(np.uint8), np.rint(second).astype(np.uint8)

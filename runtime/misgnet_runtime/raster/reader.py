@@ -1,4 +1,4 @@
-"""Reads both dates of a scene in windows: 8-bit RGB, and a mask of valid pixels."""
+"""Reads both dates of a scene in windows: the network's bands and samples, and a mask of valid pixels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError, UnreadableError
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
 from misgnet_runtime.raster.grid import Grid, check_overlap, check_same
 from misgnet_runtime.raster.metadata import check_interpretation
@@ -27,7 +28,6 @@ from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.snapshot import FileStamp
 
 _MOST_WARPED_BANDS = 8
-NEUTRAL = (124, 116, 104)  # ImageNet's mean, which is normalised to 0
 
 
 def stamp_of(path: Path) -> FileStamp:
@@ -42,11 +42,11 @@ def stamp_of(path: Path) -> FileStamp:
 class Pixels:
     """The pixels of a window of both dates.
 
-    If either date has no data at a pixel, both have the same neutral colour, so that no change appears there.
+    If either date has no data at a pixel, both have the format's neutral values, so that no change appears there.
     """
 
-    before: RgbImage  # uint8 (h, w, 3)
-    after: RgbImage  # uint8 (h, w, 3)
+    before: Image  # (h, w, C)
+    after: Image  # (h, w, C)
     valid: Mask  # bool (h, w): both dates have data
     unreadable: frozenset[UnreadableBlock] = frozenset()  # blocks that failed to decode
 
@@ -62,6 +62,7 @@ class Raster:
     blocks: Blocks  # of the file when it was opened
     colours: tuple[str, ...]  # GDAL's names, cached: after a failed read, rasterio's colorinterp raises its error again
     options: Mapping[str, Any]  # GDAL's options, with which it was opened
+    pixels: PixelFormat  # what its values are converted to
     source: Raster | None = None  # the file's own raster, if ``dataset`` is warped
 
     @property
@@ -103,8 +104,8 @@ class Raster:
         gaps = self.blocks.gaps(self._with_alpha(bands), rows, columns) if self.source is None else None
         return values, valid if gaps is None else valid & ~gaps, unreadable
 
-    def rgb(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[RgbImage, Mask, frozenset[UnreadableBlock]]:
-        """Reads a window as 8-bit RGB, uint8 (h, w, 3); the other values are those of :meth:`read`."""
+    def image(self, scaling: Scaling, rows: Span, columns: Span) -> tuple[Image, Mask, frozenset[UnreadableBlock]]:
+        """Reads a window in the raster's pixel format, (h, w, C); the other values are those of :meth:`read`."""
         values, valid, unreadable = self.read(scaling.bands, rows, columns)
         return scaling.apply(values), valid, unreadable
 
@@ -176,33 +177,38 @@ class Pair:
         return self.after.in_thread()
 
     def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
-        """Reads the pixels of a window, scaled to 8-bit RGB."""
-        before, first, unreadable = self.before.rgb(scalings[0], rows, columns)
-        after, second, also = self.after.rgb(scalings[1], rows, columns)
+        """Reads the pixels of a window, scaled to the rasters' pixel format."""
+        before, first, unreadable = self.before.image(scalings[0], rows, columns)
+        after, second, also = self.after.image(scalings[1], rows, columns)
         valid = first & second
-        return Pixels(neutralised(before, valid), neutralised(after, valid), valid, unreadable | also)
+        neutral = self.before.pixels.neutral
+        return Pixels(
+            neutralised(before, valid, neutral), neutralised(after, valid, neutral), valid, unreadable | also
+        )  # fmt: skip
 
 
-def neutralised(image: RgbImage, valid: Mask) -> RgbImage:
-    """Returns ``image``, uint8 (h, w, 3), with the neutral colour where ``valid``, bool (h, w), is False."""
-    return image if valid.all() else np.where(valid[..., None], image, np.array(NEUTRAL, np.uint8))
+def neutralised(image: Image, valid: Mask, neutral: tuple[int, ...]) -> Image:
+    """Returns ``image``, (h, w, C), with the C ``neutral`` values where ``valid``, bool (h, w), is False."""
+    return image if valid.all() else np.where(valid[..., None], image, np.array(neutral, image.dtype))
 
 
 @contextmanager
-def open_pair(before: Path, after: Path, *, align: bool) -> Iterator[Pair]:
-    """Opens both rasters and checks their headers.
+def open_pair(before: Path, after: Path, *, align: bool, pixels: PixelFormat = RGB8) -> Iterator[Pair]:
+    """Opens both rasters and checks their headers; their values are converted to ``pixels``.
 
     Both must have the same grid; with ``align``, AFTER is warped onto the grid of BEFORE as it is read. Raises as
     :func:`open_raster`.
     """
-    with open_raster(before, "before") as first:
+    with open_raster(before, "before", pixels=pixels) as first:
         grid = Grid.of(first.dataset)
-        with open_raster(after, "after", grid, align=align) as second:
+        with open_raster(after, "after", grid, align=align, pixels=pixels) as second:
             yield Pair(first, second, grid)
 
 
 @contextmanager
-def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool = False) -> Iterator[Raster]:
+def open_raster(
+    path: Path, date: str, grid: Grid | None = None, *, align: bool = False, pixels: PixelFormat = RGB8
+) -> Iterator[Raster]:
     """Opens one date.
 
     Args:
@@ -210,6 +216,7 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
         date: "before" or "after".
         grid: The grid it must have, or is warped onto (default: any).
         align: Warp it onto ``grid`` (bilinear) as it is read.
+        pixels: What its values are converted to.
 
     Raises:
         InputError: The file is not a GeoTIFF, has too large blocks, or metadata that cannot be honoured; or the grids
@@ -228,7 +235,7 @@ def open_raster(path: Path, date: str, grid: Grid | None = None, *, align: bool 
         colours = _colours(dataset)
         raster = Raster(
             date=date, dataset=dataset, alpha=_alpha(colours), stamp=stamp, blocks=Blocks.of(path, dataset),
-            colours=colours, options=options,
+            colours=colours, options=options, pixels=pixels,
         )  # fmt: skip
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))

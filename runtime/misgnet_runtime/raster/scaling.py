@@ -1,4 +1,4 @@
-"""Converts stored values to 8-bit RGB by declared rules, never by guesses; pure arithmetic."""
+"""Converts stored values to the samples of a network by declared rules, never by guesses; pure arithmetic."""
 
 from __future__ import annotations
 
@@ -9,62 +9,70 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.callables import Image
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.formatting import plural
+from misgnet_runtime.pixels import LARGEST, RGB8, SAMPLE_BYTES, PixelFormat, Samples
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.metadata import RGB, UNSTATED, BandMetadata
+
+_MEANING: dict[Samples, str] = {"uint8": "brightness", "uint16": "16-bit samples"}
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """The bands that are red, green and blue, and how their values become brightness."""
+    """The C bands that are used, in the order of the network's, and how their values become samples."""
 
-    bands: tuple[int, int, int]
-    scale: tuple[float, float, float] | None  # value * scale + offset is 0 for black, 1 for white; None: 8-bit as is
-    offset: tuple[float, float, float]
+    bands: tuple[int, ...]
+    scale: tuple[float, ...] | None  # value * scale + offset is 0 for black, 1 for the largest sample; None: as stored
+    offset: tuple[float, ...]
     source: str  # where the numbers come from
+    samples: Samples = "uint8"
 
     def __str__(self) -> str:
         bands = ",".join(map(str, self.bands))
         if self.scale is None:
-            return f"bands {bands}, 8-bit values as they are"
+            return f"bands {bands}, {8 * SAMPLE_BYTES[self.samples]}-bit values as they are"
         numbers = (",".join(f"{x:.6g}" for x in part) for part in (self.scale, self.offset))
         return "bands {}, scale {}, offset {} ({})".format(bands, *numbers, self.source)
 
-    def apply(self, values: NDArray[Any]) -> RgbImage:
-        """Converts (3, h, W) of any real type to uint8 (h, W, 3); NaN becomes 0."""
+    def apply(self, values: NDArray[Any]) -> Image:
+        """Converts (C, h, w) of any real type to samples (h, w, C); NaN becomes 0."""
+        dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(self.samples)
         if self.scale is None:
-            return np.moveaxis(values.astype(np.uint8, copy=False), 0, 2)
-        wide = np.result_type(values.dtype, np.float32)
-        scale, offset = (255 * np.array(part, wide)[:, None, None] for part in (self.scale, self.offset))
+            return np.moveaxis(values.astype(dtype, copy=False), 0, 2)
+        wide, largest = np.result_type(values.dtype, np.float32), LARGEST[self.samples]
+        scale, offset = (largest * np.array(part, wide)[:, None, None] for part in (self.scale, self.offset))
         with np.errstate(invalid="ignore", over="ignore"):
-            scaled = np.nan_to_num(np.clip(values * scale + offset, 0, 255))
-        return np.moveaxis(np.rint(scaled).astype(np.uint8), 0, 2)
+            scaled = np.nan_to_num(np.clip(values * scale + offset, 0, largest))
+        return np.moveaxis(np.rint(scaled).astype(dtype), 0, 2)
 
 
-def choose_bands(declared: Declared, colours: Sequence[str], alpha: int | None, name: str) -> tuple[int, int, int]:
-    """Returns the red, green and blue bands.
+def choose_bands(
+    declared: Declared, colours: Sequence[str], alpha: int | None, name: str, pixels: PixelFormat = RGB8
+) -> tuple[int, ...]:
+    """Returns the bands (from 1) of a raster that the network reads, in its order.
 
-    These are the declared bands, else the bands that the file calls red, green and blue, else all three bands of a
-    raster with undescribed bands, not counting its alpha band ``alpha`` (from 1).
+    These are the declared bands. By default, they are those that the file calls red, green and blue, or else all three
+    bands of a raster with undescribed bands; for a network of another number of bands, all bands of the raster. The
+    alpha band ``alpha`` is not counted.
 
     Raises:
-        UsageError: A declared band does not exist.
+        UsageError: A declared band does not exist, or their number is not the network's.
         InputError: The bands cannot be determined.
     """
     if declared.bands is not None:
-        red, green, blue = (int(band) for band in declared.bands)
-        if max(red, green, blue) > len(colours):
-            bands = plural(len(colours), "band")
-            raise UsageError(f"band {max(red, green, blue)} was requested, but {name} has {bands}")
-        return red, green, blue
+        return _declared_bands(declared.bands, len(colours), name, pixels)
+    others = [band for band in range(1, len(colours) + 1) if band != alpha]
+    if pixels.bands != 3:
+        if len(others) != pixels.bands:
+            raise _wrong_count(len(others), alpha, name, pixels)
+        return tuple(others)
     stated = [[band for band, colour in enumerate(colours, 1) if colour == wanted] for wanted in RGB]
     if all(len(bands) == 1 for bands in stated):
         return stated[0][0], stated[1][0], stated[2][0]
-    others = [band for band in range(1, len(colours) + 1) if band != alpha]
     if len(others) == 3 and all(colours[band - 1] in UNSTATED for band in others):
-        return others[0], others[1], others[2]
+        return tuple(others)
     shown = ", ".join(colours[:8]) + ", ..." * (len(colours) > 8)
     described = "" if set(colours) <= {*UNSTATED, "alpha"} else f" that the file calls {shown}"
     raise InputError(
@@ -73,27 +81,61 @@ def choose_bands(declared: Declared, colours: Sequence[str], alpha: int | None, 
     )
 
 
+def _declared_bands(declared: Sequence[float], count: int, name: str, pixels: PixelFormat) -> tuple[int, ...]:
+    bands = tuple(int(band) for band in declared)
+    if len(bands) != pixels.bands:
+        raise UsageError(
+            f"--bands {','.join(map(str, bands))} names {plural(len(bands), 'band')}, and the network reads "
+            f"{pixels.bands}; name one band of the raster for each, in the network's order"
+        )
+    if max(bands) > count:
+        raise UsageError(f"band {max(bands)} was requested, but {name} has {plural(count, 'band')}")
+    return bands
+
+
+def _wrong_count(found: int, alpha: int | None, name: str, pixels: PixelFormat) -> InputError:
+    besides = f" besides its alpha band {alpha}" if alpha else ""
+    example = ",".join(map(str, range(1, pixels.bands + 1)))
+    return InputError(
+        f"raster {name} has {plural(found, 'band')}{besides}, and the network reads {pixels.bands}; specify them in "
+        f"the network's order, such as --bands {example}, or --before-bands and --after-bands"
+    )
+
+
 def declared_scaling(
-    declared: Declared, bands: tuple[int, int, int], dtype: str, stated: BandMetadata, name: str
-) -> Scaling:
-    """Returns the declared scaling, independent of the pixel values.
+    declared: Declared, bands: tuple[int, ...], dtype: str, stated: BandMetadata, *, name: str,
+    pixels: PixelFormat = RGB8,
+) -> Scaling:  # fmt: skip
+    """Returns the declared scaling of values of type ``dtype``, independent of the pixel values.
 
     Raises:
-        InputError: No scaling is declared, and the values are not 8-bit or the file's metadata demands a scaling.
+        InputError: No scaling is declared, and the values have another type than the network's samples or the file's
+            metadata demand a scaling.
+        UsageError: The number of declared values is neither 1 nor that of the bands.
     """
-    full = 2 ** (stated.bits or 8) - 1
+    count, samples = pixels.bands, pixels.samples
+    full = 2 ** (stated.bits or 8 * np.dtype(dtype).itemsize) - 1
     if declared.scale is None and declared.offset is None:
-        if dtype == "uint8" and not stated.scaled and not stated.inverted:
-            white = _three(1 / full) if stated.bits else None
-            return Scaling(bands, white, (0, 0, 0), f"{stated.bits or 8}-bit")
+        if dtype == samples and not stated.scaled and not stated.inverted:
+            # Values of fewer than 8 bits are brightness; those of fewer than 16 bits are measurements, as trained on.
+            white = _per_band((1 / full,), count) if stated.bits and samples == "uint8" else None
+            return Scaling(bands, white, (0.0,) * count, f"{stated.bits or 8}-bit", samples)
         what = f"{dtype} with {stated.values()} in its tags" if stated.scaled or stated.inverted else dtype
+        most = "white" if samples == "uint8" else f"the largest sample, {pixels.largest}"
         raise InputError(
-            f"raster {name} contains {what}, and its conversion to brightness is not declared; declare --scale and "
-            "--offset (stored value * scale + offset is 0 for black, 1 for white), or use --stretch 2,98 "
+            f"raster {name} contains {what}, and its conversion to {_MEANING[samples]} is not declared; declare "
+            f"--scale and --offset (stored value * scale + offset is 0 for black, 1 for {most}), or use --stretch 2,98 "
             "(percentiles of each band); for one date only: --before-scale, --after-stretch, ..."
         )
-    default = 1 / full if dtype == "uint8" else 1.0
-    return Scaling(bands, _three(declared.scale or (default,)), _three(declared.offset or (0.0,)), "declared")
+    default = 1 / full if dtype in ("uint8", samples) else 1.0
+    scale, offset = declared.scale or (default,), declared.offset or (0.0,)
+    for option, found in (("--scale", scale), ("--offset", offset)):
+        if len(found) not in (1, count):
+            raise UsageError(
+                f"{option} has {len(found)} numbers, and the network reads {plural(count, 'band')}; give one number, "
+                "or one for each band"
+            )
+    return Scaling(bands, _per_band(scale, count), _per_band(offset, count), "declared", samples)
 
 
 def check_stretch(stated: BandMetadata, name: str) -> None:
@@ -105,8 +147,10 @@ def check_stretch(stated: BandMetadata, name: str) -> None:
         )
 
 
-def stretched(bands: tuple[int, int, int], values: NDArray[Any], percentiles: tuple[float, ...], name: str) -> Scaling:
-    """Returns the scaling that maps two percentiles of each band of ``values`` (3, N) to black and white.
+def stretched(
+    bands: tuple[int, ...], values: NDArray[Any], percentiles: tuple[float, ...], name: str, samples: Samples = "uint8"
+) -> Scaling:
+    """Returns the scaling that maps two percentiles of each band of ``values`` (C, N) to black and the largest sample.
 
     Raises InputError if there are no values, or the two percentiles of a band are equal.
     """
@@ -115,7 +159,7 @@ def stretched(bands: tuple[int, int, int], values: NDArray[Any], percentiles: tu
         raise InputError(
             f"raster {name} has no data at the sampled windows, so it cannot be stretched; declare --scale"
         )
-    low, high = np.percentile(values.astype(np.float64), percentiles, axis=1)
+    low, high = np.array([np.percentile(band.astype(np.float64), percentiles) for band in values]).T
     for band, lower, upper in zip(bands, low, high, strict=True):
         if lower == upper:
             raise InputError(
@@ -123,9 +167,9 @@ def stretched(bands: tuple[int, int, int], values: NDArray[Any], percentiles: tu
                 "declare --scale and --offset"
             )
     scale = 1 / (high - low)
-    return Scaling(bands, _three(scale), _three(-low * scale), f"percentiles {low_high}")
+    offset = -low * scale
+    return Scaling(bands, tuple(scale.tolist()), tuple(offset.tolist()), f"percentiles {low_high}", samples)
 
 
-def _three(numbers: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(x) for x in np.broadcast_to(np.asarray(numbers, np.float64), 3))
-    return red, green, blue
+def _per_band(numbers: tuple[float, ...], count: int) -> tuple[float, ...]:
+    return tuple(map(float, numbers)) if len(numbers) == count else (float(numbers[0]),) * count

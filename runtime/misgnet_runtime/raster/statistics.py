@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import RgbImage
+from misgnet_runtime.callables import Image
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.metadata import band_metadata
 from misgnet_runtime.raster.reader import Pair, Raster
@@ -18,22 +18,23 @@ _CLEAR_PEAK = 0.05  # of the phase correlation; noise in windows of this size st
 
 
 def find_scaling(raster: Raster, declared: Declared) -> Scaling:
-    """Returns the scaling of the raster's values to 8-bit RGB; a stretch samples 8 x 8 windows of 128 x 128 px.
+    """Returns the scaling of values to the raster's pixel format; a stretch samples 8 x 8 windows of 128 x 128 px.
 
     Raises:
         InputError: The scaling is not declared or not possible.
-        UsageError: A declared band does not exist.
+        UsageError: A declared band does not exist, or options have another number of values than the network bands.
     """
-    bands = choose_bands(declared, raster.colours, raster.alpha, raster.name)
+    bands = choose_bands(declared, raster.colours, raster.alpha, raster.name, raster.pixels)
     stated = band_metadata(raster.file, bands, raster.colours)
     if declared.stretch is None:
-        return declared_scaling(declared, bands, raster.dataset.dtypes[bands[0] - 1], stated, raster.name)
+        dtype = raster.dataset.dtypes[bands[0] - 1]
+        return declared_scaling(declared, bands, dtype, stated, name=raster.name, pixels=raster.pixels)
     check_stretch(stated, raster.name)
     picked = []
     for rows, columns in spread(raster.dataset.height, raster.dataset.width, _SAMPLES, _SAMPLE):
         values, valid, _ = raster.read(bands, rows, columns)
         picked.append(values[:, valid])
-    return stretched(bands, np.concatenate(picked, axis=1), declared.stretch, raster.name)
+    return stretched(bands, np.concatenate(picked, axis=1), declared.stretch, raster.name, raster.pixels.samples)
 
 
 def spread(height: int, width: int, count: int, size: int) -> list[tuple[Span, Span]]:
@@ -64,8 +65,8 @@ def residual_shift(pair: Pair, scalings: tuple[Scaling, Scaling]) -> tuple[float
     return float(row), float(column)
 
 
-def phase_shift(before: RgbImage, after: RgbImage) -> tuple[float, float, float]:
-    """Returns the offset of ``after`` from ``before``, uint8 (h, w, 3), and the height of the peak, 0 to 1.
+def phase_shift(before: Image, after: Image) -> tuple[float, float, float]:
+    """Returns the offset of ``after`` from ``before``, (h, w, C), and the height of the peak, 0 to 1.
 
     The offset is in whole rows and columns. Kuglin and Hines, "The phase correlation image alignment method", 1975.
     """
@@ -81,7 +82,7 @@ def phase_shift(before: RgbImage, after: RgbImage) -> tuple[float, float, float]
     )
 
 
-def _windowed(image: RgbImage) -> NDArray[np.float64]:
+def _windowed(image: Image) -> NDArray[np.float64]:
     """Returns the brightness minus its mean, faded to 0 at the window's edges, which are not image content."""
     grey = image.mean(axis=2)
     fade = np.outer(*(np.hanning(length + 2)[1:-1] for length in grey.shape))

@@ -15,11 +15,13 @@ pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 from misgnet_export.cli import main as cli
 from misgnet_export.pipeline import build as pipeline
 from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.sources.options import ModelOptions, ModelOutput
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.errors import InputError
 from support.commands import exit_code
+from support.paths import DEMO_WEIGHTS
 
-REQUIRED = {"weights": Path("w"), "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
+REQUIRED = {"source": "w", "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
 GIVEN = ("misgnet-export", "build", "w", "--calib", "c", "--eval", "e", "-o", "o")
 # By field: its options on the command line, and its value. Every field with a default gets a different value here.
 OTHERS: dict[str, tuple[list[object], Any]] = {
@@ -53,6 +55,25 @@ OTHERS: dict[str, tuple[list[object], Any]] = {
     "timing_cache": (["--timing-cache", "t"], Path("t")),
     "split": (["--split"], True),
 }
+# The same of the options that describe the network.
+MODEL: dict[str, tuple[list[object], Any]] = {
+    "weights": (["--weights", "w.pt"], Path("w.pt")),
+    "state_key": (["--state-key", "ema"], "ema"),
+    "model_io": (["--model-io", "stacked"], "stacked"),
+    "model_inputs": (["--model-inputs", "x1, x2"], ("x1", "x2")),
+    "model_output_name": (["--model-output-name", "y"], "y"),
+    "model_output": (["--model-output", "classes:5"], ModelOutput("classes", 5)),
+    "changed": (["--changed", "2,1"], (1, 2)),
+    "bands": (["--bands", 4], 4),
+    "samples": (["--samples", "uint16"], "uint16"),
+    "normalization": (["--normalization", "half"], "half"),
+    "mean": (["--mean", "0.1,0.2"], (0.1, 0.2)),
+    "std": (["--std", "1"], (1.0,)),
+    "scale": (["--scale", 10000], 10000.0),
+    "multiple": (["--multiple", 16], 16),
+    "resolution": (["--resolution", 0.5], 0.5),
+    "keep_float32": (["--keep-float32", "head.*", "--keep-float32", "neck"], ("head.*", "neck")),
+}
 
 
 @pytest.fixture
@@ -80,12 +101,26 @@ def test_help_states_that_the_default_target_is_auto() -> None:
 
 
 def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
-    assert OTHERS.keys() == {field.name for field in fields(BuildRequest)} - REQUIRED.keys()
-    words = [word for given, _ in OTHERS.values() for word in given]
+    assert OTHERS.keys() == {field.name for field in fields(BuildRequest)} - REQUIRED.keys() - {"model"}
+    assert MODEL.keys() == {field.name for field in fields(ModelOptions)}
+    words = [word for given, _ in (*OTHERS.values(), *MODEL.values()) for word in given]
     assert exit_code(cli.main, *GIVEN, *words) == 4
-    assert requests == [BuildRequest(**REQUIRED, **{name: value for name, (_, value) in OTHERS.items()})]
+    model = ModelOptions(**{name: value for name, (_, value) in MODEL.items()})
+    others = {name: value for name, (_, value) in OTHERS.items()}
+    assert requests == [BuildRequest(**REQUIRED, **others, model=model)]
     default = BuildRequest(**REQUIRED)
-    assert all(getattr(default, name) != value for name, (_, value) in OTHERS.items())
+    assert all(getattr(default, name) != value for name, value in others.items())
+    assert all(getattr(default.model, name) != value for name, (_, value) in MODEL.items())
+
+
+def test_everything_that_is_missing_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(cli.main, "misgnet-export", "build", "--calib", "c") == 2
+    assert capsys.readouterr().err == "error: missing: SOURCE, --eval FOLDER, -o FOLDER\n"
+
+
+def test_help_marks_the_required_options() -> None:
+    params = typer.main.get_command(cli.app).commands["build"].params
+    assert {param.name for param in params if param.required} == {"source", "calib", "eval", "output"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +139,9 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
         (["--min-f1-ratio", "99.9"], "--min-f1-ratio is 99.9; it must be more than 0 and at most 1"),
         (["--min-f1-ratio", "nan"], "--min-f1-ratio is nan"),
         (["--max-f1-drop", "inf"], "--max-f1-drop is inf; expected a finite number of points"),
-        (["--tile", "100"], "--tile is 100; it must be a multiple of 32"),
+        (["--model-output", "logits"], "--model-output is 'logits'; expected logits2, logit1"),
+        (["--changed", "1,1"], "--changed is '1,1'; expected numbers of classes"),
+        (["--bands", "17"], "--bands is 17; expected 1 to 16"),
         (["--tile", "large"], "--tile is 'large'; it must be a number of pixels, or: auto"),
         (["--tile", "auto"], "--tile auto requires --val"),
         (["--max-batch", "1"], "--max-batch is 1"),
@@ -119,3 +156,9 @@ def test_invalid_options_are_rejected_by_name(
 ) -> None:
     assert exit_code(cli.main, *GIVEN, *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tile_that_the_network_does_not_support_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("misgnet-export", "build", DEMO_WEIGHTS, *GIVEN[3:], "--tile", 100)
+    assert exit_code(cli.main, *words) == 2
+    assert "--tile is 100; it must be a multiple of 32, at least 32" in capsys.readouterr().err

@@ -35,12 +35,12 @@ from misgnet_runtime.engines.tensorrt import open as opening
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.raster.dataset import TileSet
 from support import fake_torch_tensorrt
-from support.builds import context_of, request_of
+from support.builds import context_of, interface_of, request_of
 from support.bundles import FLOAT, INT8, make_bundle
 from support.fake_cuda import FakeDriver
 from support.paths import DEMO_WEIGHTS as WEIGHTS
 
-REQUEST = request_of("torch-tensorrt", weights=WEIGHTS, tile=64)
+REQUEST = request_of("torch-tensorrt", source=str(WEIGHTS), tile=64)
 OPTIONS = PlanOptions(vendor="tensorrt", profiles=((1, 2, 3),))
 GRAPHS = [
     GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=1),
@@ -95,7 +95,7 @@ def test_plan_in_the_bundle_reproduces_the_network(library: Any, tmp_path: Path)
     reference = evaluate_reference("PyTorch float32", partial(predict_probability, network), tiles, policy, log)
     report, _ = evaluate_engines(
         [entry], tiles, reference,
-        files=tmp_path, interface=REQUEST.interface, policy=policy, log=log,
+        files=tmp_path, interface=interface_of(REQUEST), policy=policy, log=log,
     )  # fmt: skip
     (parity,) = report.engines
     assert report.passed and parity.status == "run" and parity.device.endswith("(sm86)")
@@ -110,7 +110,7 @@ def test_tensors_have_the_names_and_types_of_the_interface(
     request = dataclasses.replace(REQUEST, input_form=form, output_form=output)
     with open_engine_file(made(network, tmp_path, request), tmp_path, 4) as engine:
         found = [(t.name, t.dtype, list(t.shape)) for t in (*engine.inputs, *engine.outputs)]
-        stated = [*request.interface.inputs(), *request.interface.outputs()]
+        stated = [*interface_of(request).inputs(), *interface_of(request).outputs()]
         assert found == [(t.name, t.dtype, t.shape) for t in stated]
         assert engine.max_batch == 4
 
@@ -118,7 +118,10 @@ def test_tensors_have_the_names_and_types_of_the_interface(
 def test_plan_has_the_types_of_the_program_and_one_profile(library: Any, network: Any, tmp_path: Path) -> None:
     timings = tmp_path / "timings"
     compile_program(
-        network, REQUEST.interface, dataclasses.replace(OPTIONS, workspace_bytes=1 << 20, optimization_level=4), timings
+        network,
+        interface_of(REQUEST),
+        dataclasses.replace(OPTIONS, workspace_bytes=1 << 20, optimization_level=4),
+        timings,
     )
     assert library.arguments["require_full_compilation"] and library.arguments["disable_tf32"]
     assert library.arguments["use_explicit_typing"]
@@ -131,14 +134,14 @@ def test_plan_has_the_types_of_the_program_and_one_profile(library: Any, network
 
 
 def test_default_timing_cache_is_in_a_temporary_folder(library: Any, network: Any) -> None:
-    compile_program(network, REQUEST.interface, OPTIONS)
+    compile_program(network, interface_of(REQUEST), OPTIONS)
     assert not Path(library.arguments["timing_cache_path"]).parent.exists()
 
 
 def test_network_itself_stays_on_its_device(library: Any, network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the PyTorch reference afterwards, on the CPU; tensors on "meta" would have no values."""
     monkeypatch.setattr(torch_tensorrt, "DEVICE", "meta")
-    compile_program(network, REQUEST.interface, OPTIONS)
+    compile_program(network, interface_of(REQUEST), OPTIONS)
     assert {p.device.type for p in network.parameters()} == {"cpu"}
 
 

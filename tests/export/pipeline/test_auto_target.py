@@ -21,7 +21,7 @@ from misgnet_export.pipeline.targets import product_of
 from misgnet_runtime import machine
 from misgnet_runtime.bundle.targets import Target, parse_target
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
-from support.builds import request_of
+from support.builds import FakeSource, request_of
 
 AVX2 = Machine(architecture="x86_64", flags=frozenset({"avx2"}), openvino="without BF16")
 BF16 = replace(AVX2, flags=frozenset({"avx2", "avx512_vnni", "avx512_bf16"}), openvino="with BF16")
@@ -102,7 +102,7 @@ def test_request_expands_its_default_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", choose_here)
     given = request_of("cpu")
-    paths = {name: getattr(given, name) for name in ("weights", "calib", "evaluation", "output")}
+    paths = {name: getattr(given, name) for name in ("source", "calib", "evaluation", "output")}
     request = BuildRequest(**paths)
     assert request.targets == request.targets == (Target("cpu"), Target("openvino-int8-bf16"))
     assert request.auto is not None and request.auto.targets == request.targets and calls == ["chosen"]
@@ -181,6 +181,7 @@ def test_first_stage_reports_what_auto_stands_for_and_why(monkeypatch: pytest.Mo
         raise InputError("not loaded")
 
     monkeypatch.setattr(pipeline, "load_sets", load_sets)
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: FakeSource())
     monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: choose(ARM))
     console = Console(file=io.StringIO(), width=200)
     request = replace(request_of(), requested=("auto",), output=tmp_path / "out")

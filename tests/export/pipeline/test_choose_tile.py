@@ -22,7 +22,7 @@ from misgnet_export.pipeline.result import ChosenTile
 from misgnet_runtime.bundle import Interface, MeasuredTile
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.detector import ChangeDetector
-from support.builds import request_of
+from support.builds import FakeSource, request_of
 from support.bundles import FakeEngine, write_image
 
 SIZES = (32, 64)
@@ -69,7 +69,6 @@ def sets(tmp_path: Path) -> Path:
 def choose(sets: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ChosenTile, list[tuple[str, float, str]]]:
     """Runs the stage on fakes; also returns the finished stages."""
     monkeypatch.setattr(module, "TILES", SIZES)
-    monkeypatch.setattr(module, "read_network", lambda _: (None, "0" * 64))
 
     def fake_graph(context: BuildContext, _: object) -> SimpleNamespace:
         assert context.check_tiles[0].before.shape == (context.interface.tile, context.interface.tile, 3)
@@ -82,7 +81,7 @@ def choose(sets: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ChosenTile, lis
     monkeypatch.setattr(module, "detector_of", fake_detector)
     log = StageLog(Console(file=io.StringIO()))
     request = request_of("cpu", tile="auto", val=sets, calib=sets)
-    return choose_tile(request, Path(), log), log.done
+    return choose_tile(request, FakeSource(), Path(), log), log.done
 
 
 def test_each_size_is_measured_on_the_same_images(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

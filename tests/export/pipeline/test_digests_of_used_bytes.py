@@ -22,9 +22,11 @@ from misgnet.synthetic import write_split
 from misgnet_export.cli import main as cli
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
-from misgnet_export.pipeline.request import BuildRequest
+from misgnet_export.pipeline.request import BuildRequest, with_interface
 from misgnet_export.pipeline.result import ChosenOverlap, Draft, Evidence, GraphFile, Sets
 from misgnet_export.pipeline.write_bundle import write_bundle
+from misgnet_export.sources import open_source
+from misgnet_export.sources.float_model import Source
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import evaluate_tiles, report
 from misgnet_runtime.bundle.targets import Target
@@ -64,16 +66,18 @@ def build(data: Path, weights: Path, *more: object) -> int:
     return exit_code(cli.main, "misgnet-export", "build", weights, *sets, "-o", data / "out", *words, *more)
 
 
-def load(data: Path, weights: Path) -> tuple[BuildRequest, Sets]:
+def load(data: Path, weights: Path) -> tuple[BuildRequest, Source, Sets]:
     """Runs the first stages of a build."""
     request = BuildRequest(
-        weights=weights, calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
+        source=str(weights), calib=data / "train", val=data / "val", evaluation=data / "test", output=data / "out",
         requested=(Target("cpu"),), tile=32, max_batch=2, calib_tiles=16,
     )  # fmt: skip
-    return request, load_sets(request, StageLog(Console(quiet=True)))[0]
+    source = open_source(request.source, request.model)
+    model = source.float_model(with_interface(request, source)[1])
+    return request, source, load_sets(request, model, StageLog(Console(quiet=True)))
 
 
-def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
+def finish(request: BuildRequest, source: Source, sets: Sets, folder: Path) -> None:
     """Runs the last stage of a build directly."""
     reference = evaluate_tiles(
         "float", lambda before, after: np.zeros(before.shape[:3], np.float32), sets.evaluation, 0.5
@@ -83,7 +87,11 @@ def finish(request: BuildRequest, sets: Sets, folder: Path) -> None:
     (folder / "graphs" / "float.onnx").touch()
     graph = GraphFile(name="float", file="graphs/float.onnx", precision="float32", size=0)
     evidence, overlap = Evidence(parity, {}), ChosenOverlap(8, "an eighth of a tile: no --val was given")
-    draft = Draft(sets=sets, graphs=[graph], engines=[], evidence=evidence, overlap=overlap)
+    interface = with_interface(request, source)[1]
+    draft = Draft(
+        source=source, interface=interface, sets=sets, graphs=[graph], engines=[], evidence=evidence,
+        overlap=overlap,
+    )  # fmt: skip
     write_bundle(folder, request, draft, [])
 
 
@@ -102,21 +110,21 @@ def test_bundle_records_the_digest_of_the_loaded_weights(data: Path, form: str) 
     else:
         torch.save(network.state_dict(), weights)
     loaded = sha256(weights)
-    request, sets = load(data, weights)
+    request, source, sets = load(data, weights)
     with torch.no_grad():
         next(network.parameters()).mul_(2)
     save_checkpoint(network, weights)
     assert sha256(weights) != loaded
-    finish(request, sets, data / "out")
+    finish(request, source, sets, data / "out")
     assert manifest(data)["source_weights_sha256"] == loaded
     assert loaded[:16] in (data / "out" / "evidence" / "report.html").read_text(encoding="utf-8")
 
 
 def test_weights_are_not_read_again(data: Path) -> None:
     weights = Path(shutil.copy(WEIGHTS, data / "weights.safetensors"))
-    request, sets = load(data, weights)
+    request, source, sets = load(data, weights)
     weights.unlink()
-    finish(request, sets, data / "out")
+    finish(request, source, sets, data / "out")
     assert manifest(data)["source_weights_sha256"] == sha256(WEIGHTS)
 
 
@@ -150,21 +158,21 @@ def test_tiles_whose_size_changed_are_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["A", "B", "label"])
 def test_tiles_that_change_before_evaluation_fail_the_build(data: Path, part: str) -> None:
-    request, sets = load(data, WEIGHTS)
+    request, source, sets = load(data, WEIGHTS)
     for path in (data / "test" / part).iterdir():
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     with pytest.raises(InputError, match="changed while they were in use"):
-        finish(request, sets, data / "out")
+        finish(request, source, sets, data / "out")
 
 
 def test_digest_of_calibration_tiles_covers_the_selected_tiles(data: Path) -> None:
-    request, sets = load(data, WEIGHTS)
+    request, source, sets = load(data, WEIGHTS)
     names = [ref.name for ref in sets.calib]
     same = TileSet.open(data / "train", 32)
     before = same.subset([i for i, ref in enumerate(same) if ref.name in names]).digest()
     for path in (data / "train" / "label").iterdir():
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    finish(request, sets, data / "out")
+    finish(request, source, sets, data / "out")
     assert manifest(data)["calibration"]["tiles_sha256"] == before
 
 

@@ -28,7 +28,7 @@ from misgnet_runtime.accuracy.parity import EngineParity
 from misgnet_runtime.bundle import EngineEntry, SplitEntry, read_bundle
 from misgnet_runtime.bundle.targets import Target, parse_target
 from misgnet_runtime.inference.selection import open_detector
-from support.builds import context_of, request_of
+from support.builds import FakeSource, context_of, interface_of, request_of
 from support.commands import exit_code
 from support.paths import DEMO_WEIGHTS
 from support.reports import not_run, parity, picture, report_of
@@ -139,6 +139,7 @@ def leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drafted:
         report = report_of([parity(BAD if one.name in missed else GOOD, one.name) for one in ENTRIES])
         pictures = {one.name: [picture()] for one in ENTRIES}
         draft = Draft(
+            source=FakeSource(), interface=interface_of(request_of()),
             sets=None,  # type: ignore[arg-type]
             graphs=list(GRAPHS), engines=list(ENTRIES), evidence=Evidence(report, pictures),
         )  # fmt: skip

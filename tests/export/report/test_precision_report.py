@@ -121,6 +121,6 @@ def test_inspect_command_reads_a_bundle(tmp_path: Path) -> None:
     edit(bundle, lambda m: m["quantization"][0].update(placement=entries))
     done = inspect(bundle, "-o", tmp_path / "graph.png")
     assert done.returncode == 0, done.stderr
-    assert "70.00 %" in done.stdout and (tmp_path / "graph.png").exists()
+    assert "reads 8-bit RGB" in done.stdout and "70.00 %" in done.stdout and (tmp_path / "graph.png").exists()
     assert inspect(bundle, "-o", tmp_path / "graph.png").returncode == 2
     assert inspect(bundle, "-o", tmp_path / "graph.gif").returncode == 2

@@ -201,6 +201,20 @@ def test_page_names_the_rule_for_labels_without_change() -> None:
     assert "no label contains a change, so this does not show whether changes are still found" in page.text
 
 
+def test_page_and_table_say_that_f1_was_not_measured_without_labels() -> None:
+    engine = parity([1, 0, 0, 0], changed=0)
+    report = structs.replace(report_of([engine], changed=0), labelled=False, reference_scores={})
+    page = shown(report)
+    assert "F1 was not measured, because the evaluation set has no labels: the agreement decided" in page.text
+    assert "without labels" in page.text and "no label contains a change, so" not in page.text
+    assert "F1 not measured: no labels" in text_of(parity_table(report))
+
+
+def test_signs_of_a_wrong_declaration_are_caveats() -> None:
+    page = shown(report_of([parity([0] * 4)]), warnings=["F1 is better with the dates swapped"])
+    assert "F1 is better with the dates swapped" in page.text
+
+
 @pytest.mark.parametrize(("sources", "rough"), [(4, True), (10, False)])
 def test_interval_of_few_images_is_called_rough(sources: int, rough: bool) -> None:
     page = shown(report_of([parity([0, 1] * 10, sources=sources)], sources=sources))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +134,18 @@ def test_report_passes_if_an_engine_was_evaluated_and_none_failed(
 ) -> None:
     reference, _ = both(tiles)
     assert report("float", reference, tiles, [entry(e) for e in engines], threshold=0.5, limit=LIMIT).passed is passed
+
+
+def test_report_without_labels_states_no_scores(tiles: TileSet, tmp_path: Path) -> None:
+    for part in ("A", "B"):
+        shutil.copytree(tiles.root / part, tmp_path / part)
+    unlabelled = TileSet.open(tmp_path, 32, labels="optional")
+    reference, found = both(unlabelled)
+    engine = compare("cpu", "int8", reference, found, LIMIT, device="CPU", labelled=False)
+    made = report("float", reference, unlabelled, [engine], threshold=0.5, limit=LIMIT)
+    assert made.labelled is False and made.reference_scores == {} and engine.scores == {}
+    assert engine.verdict is not None and engine.verdict.rule == "agreement"
+    assert engine.f1_drop_points is None and engine.agreement is not None and engine.agreement < 1
 
 
 def test_report_is_json_and_describes_the_evaluation_set(tiles: TileSet) -> None:

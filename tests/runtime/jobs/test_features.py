@@ -21,9 +21,9 @@ from misgnet_runtime.errors import GateFailed, InputError, UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.series.encode import EncodeReport, encode_file
 from misgnet_runtime.jobs.series.features import open_features, record_type, valid_pixels
+from misgnet_runtime.pixels import RGB8
 from misgnet_runtime.raster.blending import lay_out
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.reader import NEUTRAL
 from support.bundles import FEATURES, SPLIT_FLOAT, TILE, edit, make_bundle
 from support.ends import die_at, in_child
 from support.fake_split import FakeSplit
@@ -109,7 +109,7 @@ def test_pixels_without_data_are_neutral_and_recorded(place: Place) -> None:
     for index, left in enumerate(columns):
         assert np.array_equal(valid[0, index].all(0), np.arange(left, left + TILE) < 100)
     last = np.moveaxis(pixels[:, :TILE, columns[-1] :], 0, 2).copy()
-    last[:, 100 - columns[-1] :] = NEUTRAL
+    last[:, 100 - columns[-1] :] = RGB8.neutral
     wanted = place.split.encode(last[None])[1][0].astype(np.float16)
     assert np.array_equal(records[len(columns) - 1]["feature2"], wanted)
 

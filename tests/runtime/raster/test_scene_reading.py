@@ -18,8 +18,9 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.options import make
+from misgnet_runtime.pixels import RGB8
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.reader import NEUTRAL, Pixels, open_pair
+from misgnet_runtime.raster.reader import Pixels, open_pair
 from misgnet_runtime.raster.statistics import find_scaling, phase_shift, residual_shift, spread
 from misgnet_runtime.raster.tiling import Span
 from support.scenes import scene, write_raster
@@ -202,7 +203,7 @@ def test_nodata_of_either_date_is_neutral_in_both(tmp_path: Path, case: str, ali
     pixels = read(tmp_path, align=align, **MISSING[case])
     assert np.array_equal(pixels.valid, ~nodata_area())
     for image, stored in ((pixels.before, BEFORE), (pixels.after, AFTER)):
-        assert (image[nodata_area()] == NEUTRAL).all()
+        assert (image[nodata_area()] == RGB8.neutral).all()
         assert np.array_equal(image[~nodata_area()], np.moveaxis(stored, 0, 2)[~nodata_area()])
 
 

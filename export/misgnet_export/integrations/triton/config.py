@@ -14,7 +14,7 @@ from misgnet_runtime.bundle import EngineEntry, Interface, TensorEntry
 from misgnet_runtime.engines import MOST_STREAMS, is_on_cpu, streams_for_scenes
 from misgnet_runtime.errors import UnavailableError, UsageError
 
-_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+_TYPES = {"uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "float32": "TYPE_FP32"}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,12 @@ def pair_warnings(before: Described, after: Described) -> list[str]:
 
 
 def band_warnings(date: Described) -> list[str]:
-    """Returns a warning if the file's metadata contradict the bands used as red, green and blue."""
+    """Returns a warning if the file's metadata contradict the bands used as red, green and blue.
+
+    What other numbers of bands mean is not known, so nothing can contradict it.
+    """
+    if len(date.scaling.bands) != len(RGB):
+        return []
     wrong = [
         f"band {band} is used as {meant}, but the file's metadata say {colour}"
         for band, meant, colour in zip(date.scaling.bands, RGB, date.stated.colours, strict=True)

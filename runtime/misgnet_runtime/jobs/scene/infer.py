@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.accuracy.metrics import require_finite
-from misgnet_runtime.callables import Predict, Progress, RgbImage
+from misgnet_runtime.callables import Image, Predict, Progress
 from misgnet_runtime.jobs.journal import Journal
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.strips import Reading, Strip, strips
@@ -87,8 +87,8 @@ def fill(
     return Work(writer.tiles, time.perf_counter() - begin)
 
 
-def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[RgbImage, RgbImage]]:
-    """Reads a strip; also returns its tiles that have data, uint8 (B, T, T, 3) of both dates."""
+def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[Image, Image]]:
+    """Reads a strip; also returns its tiles that have data, (B, T, T, C) of both dates."""
     pixels = task.pair.read(task.scalings, strip.rows, strip.columns)
     task.tally.add(pixels.unreadable)
     reading = Reading(strip, pixels.valid, pixels.unreadable)

@@ -13,9 +13,11 @@ from misgnet_runtime.jobs.scene.consistency import check_statements, pair_warnin
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.metadata import BandMetadata, acquired, band_metadata
 from misgnet_runtime.raster.reader import Pair, Raster, stamp_of
+from misgnet_runtime.raster.resolution import ground_resolution, resolution_warning
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.statistics import find_scaling, residual_shift
 from misgnet_runtime.raster.unreadable import Blocks, Tally, UnreadableBlock
@@ -30,7 +32,7 @@ class Date:
     path: Path
     sha256: str  # digest of the file's bytes
     stamp: FileStamp  # file state, taken before the bytes were read
-    scaling: Scaling  # how its values become RGB
+    scaling: Scaling  # how its values become the network's samples
     blocks: Blocks  # positions of its blocks in the file
     declared: Declared  # the user's options about its pixels
     stated: BandMetadata  # the file's metadata about its pixels
@@ -102,6 +104,15 @@ def inspect_pair(pair: Pair, before: Date, after: Date) -> Inputs:
     """Combines two inspected dates, open as ``pair``; raises as :func:`check_statements`."""
     check_statements(before, after)
     return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)))
+
+
+def warn_of_resolution(raster: Raster, trained: float | None, log: EventLog) -> None:
+    """Logs a warning if the raster's own resolution is not that of the training data, in metres per pixel (if any)."""
+    if trained is None:
+        return
+    found = ground_resolution(load_rasterio("a scene"), Grid.of(raster.file))
+    if warning := resolution_warning(found, trained, raster.path.name):
+        log.warning(warning)
 
 
 def check_readable(raster: Raster, limit: float) -> None:

@@ -17,7 +17,7 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.journal import can_resume, discard_progress
 from misgnet_runtime.jobs.scene.infer import infer
-from misgnet_runtime.jobs.scene.inputs import inspect
+from misgnet_runtime.jobs.scene.inputs import inspect, warn_of_resolution
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.log import EventLog, current
@@ -79,9 +79,12 @@ def predict_opened(
     refuse_inputs((output, *options.products().values()), (before, after))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
-    with open_pair(before, after, align=options.align) as pair, opened_meanwhile(opening) as opened:
+    pixels = bundle.manifest.interface.pixels
+    with open_pair(before, after, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
         inputs = inspect(pair, options)
         inputs.report(log)
+        for raster in (pair.before, pair.after) if pair.after.source else (pair.before,):  # else both have one grid
+            warn_of_resolution(raster, bundle.manifest.resolution, log)
         if is_mask(output):
             check_mask(inputs.grid, output, log)
         try:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.raster.blending import Layout
 from misgnet_runtime.raster.tiling import Span, reflect
 from misgnet_runtime.raster.unreadable import UnreadableBlock
@@ -48,18 +48,19 @@ class Strip:
         """Returns the strip's columns that one of its tiles covers."""
         return self.layout.columns.window(tile).within(self.columns)
 
-    def stack(self, image: RgbImage, tiles: Sequence[int]) -> RgbImage:
-        """Returns some of the tiles, uint8 (B, T, T, 3), cut from the strip's pixels, uint8 (h, w, 3).
+    def stack(self, image: Image, tiles: Sequence[int]) -> Image:
+        """Returns some of the tiles, (B, T, T, C), cut from the strip's pixels, (h, w, C).
 
         A scene smaller than a tile is extended by reflection.
         """
-        tile = self.layout.columns.tile
-        stacked = np.empty((len(tiles), tile, tile, 3), np.uint8)
+        tile, channels = self.layout.columns.tile, image.shape[2]
+        stacked = np.empty((len(tiles), tile, tile, channels), image.dtype)
         for index, column in enumerate(tiles):
             part = image[:, self.part(column)]
             if part.shape[:2] != (tile, tile):
                 part = reflect(part, tile, tile)
-            for channel in range(3):  # images are read channel by channel; one copy of all takes four times as long
+            # Images are read channel by channel; one copy of all channels takes four times as long.
+            for channel in range(channels):
                 stacked[index, ..., channel] = part[..., channel]
         return stacked
 

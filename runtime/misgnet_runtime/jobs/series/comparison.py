@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.callables import Mask, RgbImage
+from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.inference.split_detector import SplitDetector
 from misgnet_runtime.jobs.scene.infer import MapTask, Work, fill
 from misgnet_runtime.jobs.scene.strips import Reading, Strip
@@ -31,9 +31,9 @@ class Tiles:
 
     stored: Features  # stored features, float32 (B, ...) each; empty if the date has none
     fresh: Sequence[int]  # indices of the F tiles to encode
-    images: RgbImage  # their pixels, uint8 (F, T, T, 3)
+    images: Image  # their pixels, (F, T, T, C)
 
-    def features(self, encode: Callable[[NDArray[np.uint8]], Features]) -> Features:
+    def features(self, encode: Callable[[Image], Features]) -> Features:
         """Returns the features of all tiles, float32 (B, ...) each."""
         if not self.fresh:
             return self.stored
@@ -49,10 +49,11 @@ class _Pixels:
     """Strip of a date without stored features."""
 
     def __init__(self, raster: Raster, scaling: Scaling, strip: Strip) -> None:
-        self._image, self.valid, self.unreadable = raster.rgb(scaling, strip.rows, strip.columns)
+        self._image, self.valid, self.unreadable = raster.image(scaling, strip.rows, strip.columns)
+        self._neutral = raster.pixels.neutral
 
     def tiles(self, reading: Reading) -> Tiles:
-        image = neutralised(self._image, reading.valid)
+        image = neutralised(self._image, reading.valid, self._neutral)
         return Tiles([], range(len(reading.tiles)), reading.strip.stack(image, reading.tiles))
 
 
@@ -69,10 +70,11 @@ class _Stored:
         strip = reading.strip
         other = self.valid != reading.valid
         fresh = [index for index, tile in enumerate(reading.tiles) if other[:, strip.part(tile)].any()]
-        image = np.empty((strip.rows.length, strip.columns.length, 3), np.uint8)
+        form = self._raster.pixels
+        image: Image = np.empty((strip.rows.length, strip.columns.length, form.bands), form.samples)
         if fresh:
-            pixels, _, _ = self._raster.rgb(self._scaling, strip.rows, strip.columns)
-            image = neutralised(pixels, reading.valid)
+            pixels, _, _ = self._raster.image(self._scaling, strip.rows, strip.columns)
+            image = neutralised(pixels, reading.valid, form.neutral)
         records = self._records[[tile - strip.tiles.start for tile in reading.tiles]]
         stored = [records[name].astype(np.float32) for name in names_of(records.dtype)]
         return Tiles(stored, fresh, strip.stack(image, [reading.tiles[index] for index in fresh]))

@@ -13,7 +13,7 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import progress_folder
 from misgnet_runtime.jobs.scene.consistency import band_warnings
-from misgnet_runtime.jobs.scene.inputs import check_readable
+from misgnet_runtime.jobs.scene.inputs import check_readable, warn_of_resolution
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED
 from misgnet_runtime.jobs.series.encoding import SplitEngine, inspect_encoding, make_features, open_split_engine
@@ -76,13 +76,14 @@ def encode_file(
     if not progress_folder(output).exists():
         refuse_existing(output, options.force)
     bundle = read_bundle(bundle_path)
-    with open_raster(raster, "before") as opened:
+    with open_raster(raster, "before", pixels=bundle.manifest.interface.pixels) as opened:
         check_readable(opened, options.max_unreadable)  # fails before the engine is opened
         with open_split_engine(bundle, options, opener) as engine:
             encoding = inspect_encoding(engine, opened, options)
             log.info(f"{raster.name}: {encoding.date.scaling}")
             for warning in band_warnings(encoding.date):
                 log.warning(warning)
+            warn_of_resolution(opened, bundle.manifest.resolution, log)
             try:
                 made, resumed = make_features(encoding, opened, output, log=log, progress=progress)
             except KeyboardInterrupt:

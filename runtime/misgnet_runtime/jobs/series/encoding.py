@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.callables import Progress, RgbImage
+from misgnet_runtime.callables import Image, Progress
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitDetector, SplitOpener
 from misgnet_runtime.jobs.journal import Journal, Raw, discard_progress, open_journal, was_renamed
@@ -189,7 +189,7 @@ def _encode_tiles(
     finished = journal.finished
     writer = _Writer(encoding, journal, progress)
 
-    def work(item: tuple[Reading, RgbImage]) -> tuple[Reading, list[NDArray[np.float32]]]:
+    def work(item: tuple[Reading, Image]) -> tuple[Reading, list[NDArray[np.float32]]]:
         reading, images = item
         return reading, encode(images) if reading.tiles else []
 
@@ -198,16 +198,16 @@ def _encode_tiles(
 
 def _read(
     encoding: Encoding, raster: Raster, tally: Tally, finished: int
-) -> Generator[tuple[Reading, RgbImage], None, None]:
+) -> Generator[tuple[Reading, Image], None, None]:
     """Yields whole strips that are not on disk yet: an engine's output may depend on the other tiles in a batch."""
     with raster.in_thread():
         for strip in strips(encoding.layout, encoding.batch, finished // len(encoding.layout.columns.starts)):
             if strip.numbers.stop > finished:
-                image, valid, found = raster.rgb(encoding.date.scaling, strip.rows, strip.columns)
+                image, valid, found = raster.image(encoding.date.scaling, strip.rows, strip.columns)
                 unreadable = frozenset[UnreadableBlock]((encoding.name, *block[1:]) for block in found)
                 tally.add(unreadable)
                 reading = Reading(strip, valid, unreadable)
-                yield reading, strip.stack(neutralised(image, valid), reading.tiles)
+                yield reading, strip.stack(neutralised(image, valid, raster.pixels.neutral), reading.tiles)
 
 
 class _Writer:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import can_resume, discard_progress, was_renamed
-from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair
+from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair, warn_of_resolution
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
@@ -80,7 +81,7 @@ def run_series(
         load_vector_libraries()
     bundle = read_bundle(bundle_path)
     try:
-        with open_raster(reference, "before") as raster:
+        with open_raster(reference, "before", pixels=bundle.manifest.interface.pixels) as raster:
             check_readable(raster, options.scene.max_unreadable)
             with open_split_engine(bundle, options.scene, opener) as engine:
                 _Series(engine, raster, folder, options, listener).run(dates)
@@ -135,12 +136,15 @@ class _Series:
         found = []
         first = inspect_encoding(self._engine, self._reference, self._options.scene)
         self._listener.log.info(f"{first.date.path.name}: {first.date.scaling}")
+        self._warn_of_resolution(self._reference)
         before: Encoding | None = first
         for path in dates:
             after = None
             with self._noted(path), self._opened(before or first, path) as pair:
                 after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
                 self._listener.log.info(f"{path.name}: {after.date.scaling}")
+                if pair.after.source:  # else it has the reference's grid
+                    self._warn_of_resolution(pair.after)
                 if before is None:
                     raise InputError("it cannot be compared: the previous date failed")
                 found.append(self._comparison(pair, before, after))
@@ -148,15 +152,19 @@ class _Series:
                 before = after
         return found
 
+    def _warn_of_resolution(self, raster: Raster) -> None:
+        warn_of_resolution(raster, self._engine.bundle.manifest.resolution, self._listener.log)
+
     @contextmanager
     def _opened(self, before: Encoding, after: Path) -> Iterator[Pair]:
         """Opens two dates on the reference's grid."""
-        grid, align = Grid.of(self._reference.dataset), self._options.scene.align
+        grid, pixels = Grid.of(self._reference.dataset), self._reference.pixels
+        opening = partial(open_raster, grid=grid, align=self._options.scene.align, pixels=pixels)
         with ExitStack() as stack:
             first = self._reference
             if not before.first:
-                first = stack.enter_context(open_raster(before.date.path, "before", grid, align=align))
-            yield Pair(first, stack.enter_context(open_raster(after, "after", grid, align=align)), grid)
+                first = stack.enter_context(opening(before.date.path, "before"))
+            yield Pair(first, stack.enter_context(opening(after, "after")), grid)
 
     def _comparison(self, pair: Pair, before: Encoding, after: Encoding) -> _Comparison:
         inputs = inspect_pair(pair, before.date, after.date)

@@ -18,6 +18,7 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.jobs.journal import check_room, raw_map
 from misgnet_runtime.jobs.scene.inputs import check_readable
 from misgnet_runtime.jobs.watch.pairing import File, FilePair
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.geotiff import bytes_of
 from misgnet_runtime.raster.images import image_size
 from misgnet_runtime.raster.reader import open_raster
@@ -40,13 +41,14 @@ def check_names(output: Path, outputs: Iterable[str]) -> None:
             )
 
 
-def check_files(pair: FilePair, result: Path, max_unreadable: float) -> None:
+def check_files(pair: FilePair, result: Path, max_unreadable: float, pixels: PixelFormat = RGB8) -> None:
     """Checks the headers and sizes of a pair's files.
 
     Args:
         pair: The pair.
         result: Path of the change raster to be written.
         max_unreadable: Maximum unreadable share of a raster in percent.
+        pixels: The format that images are read in.
 
     Raises:
         InputError: A header cannot be read, a file is much larger than its header explains, or the disk of ``result``
@@ -56,7 +58,7 @@ def check_files(pair: FilePair, result: Path, max_unreadable: float) -> None:
     """
     for date, file in zip(("before", "after"), pair.files, strict=True):
         if pair.kind == "image":
-            _check_size(file, _image_bytes(file))
+            _check_size(file, _image_bytes(file, pixels))
             continue
         with open_raster(file.path, date) as raster:
             check_room(result, raw_map(raster.dataset.height, raster.dataset.width))
@@ -107,10 +109,10 @@ def _names_used_for(name: str) -> list[str]:
     return [name, f".{name}.progress", f"{temporary}-journal" if suffix == ".gpkg" else temporary]
 
 
-def _image_bytes(file: File) -> int:
+def _image_bytes(file: File, pixels: PixelFormat) -> int:
     if file.size > _IMAGE_BYTES:  # do not even read the header: Pillow may read chunks of any size before it
         return _IMAGE_BYTES
-    height, width = image_size(file.path)
+    height, width = image_size(file.path, pixels)
     return 16 * height * width + (64 << 20)
 
 

@@ -68,6 +68,7 @@ class LocalProcessor:
     def __init__(self, bundle: Bundle, opening: Open, output: Path, options: WatchOptions, log: EventLog) -> None:
         self._bundle, self._opening, self._output = bundle, opening, output
         self._options, self._log = options, log
+        self._pixels = bundle.manifest.interface.pixels
         self._stack = ExitStack()
         self._opened = self._stack.enter_context(opening(options.scene.engine))
         self.engine, self.title = self._described()
@@ -76,7 +77,7 @@ class LocalProcessor:
         names = self._options.outputs(pair)
         check_names(self._output, names)
         check_permitted(pair)
-        check_files(pair, folder / names[-1], self._options.scene.max_unreadable)
+        check_files(pair, folder / names[-1], self._options.scene.max_unreadable, self._pixels)
         before, after = map(file_digest, pair.files)
         return before, after
 
@@ -116,8 +117,8 @@ class LocalProcessor:
 
     def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
         paths, options = (pair.before.path, pair.after.path), replace(self._options.scene, force=True)
-        warn_of_images(*paths, self._log.bind(pair=pair.name))
-        images, manifest = read_pair(*paths), self._bundle.manifest
+        warn_of_images(*paths, self._log.bind(pair=pair.name), self._pixels)
+        images, manifest = read_pair(*paths, self._pixels), self._bundle.manifest
         return asdict(predict_images(self._opened, *images, result, manifest=manifest, options=options))
 
     def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:

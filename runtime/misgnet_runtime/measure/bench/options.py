@@ -35,8 +35,8 @@ class BenchOptions:
     rounds: int = option(5, help="Rounds into which --seconds is split; the engines alternate.", minimum=1)
     warm_up: float = option(10.0, help="Maximum warm-up in seconds; an engine that is not steady is then measured.")
     scene: tuple[Path, Path] | None = option(
-        None, help="Also measure predict on BEFORE.tif AFTER.tif (8-bit RGB on one grid) with the fastest engine and "
-        "setting (default: no scene).",
+        None, help="Also measure predict on BEFORE.tif AFTER.tif (on one grid, without scaling) with the fastest "
+        "engine and setting (default: no scene).",
     )  # fmt: skip
 
     def check(self, max_batch: int) -> None:

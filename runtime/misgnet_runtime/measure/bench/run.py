@@ -61,7 +61,7 @@ def run_bench(
     """
     bundle = read_bundle(path)
     if options.scene:
-        check_scene(*options.scene)
+        check_scene(*options.scene, bundle.manifest.interface.pixels)
     matrix = make_matrix(bundle, options)
     meters, missing = meters_here()
     mode, before, watched = power_mode(), read_state(), list[DeviceState]()

@@ -17,6 +17,7 @@ from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.children import environment, python_command
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
 from misgnet_runtime.errors import GateFailed, InputError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.pixels import PixelFormat
 from misgnet_runtime.storage.files import file_sha256
 
 _KINDS = {kind.exit_code: kind for kind in (UsageError, GateFailed, InputError, UnavailableError)}
@@ -25,7 +26,7 @@ _PERIOD = 0.05  # seconds between two readings of the memory
 
 @dataclass(frozen=True, kw_only=True)
 class SceneTask:
-    """A pair of 8-bit RGB GeoTIFFs on one grid, and how it is processed."""
+    """A pair of GeoTIFFs on one grid whose values need no scaling, and how it is processed."""
 
     bundle: Path
     before: Path
@@ -78,13 +79,13 @@ def run_scene(task: SceneTask) -> SceneRun:
     return SceneRun(report["tiles"], report["seconds"], peak)
 
 
-def check_scene(before: Path, after: Path) -> None:
+def check_scene(before: Path, after: Path, pixels: PixelFormat) -> None:
     """Raises the errors of ``predict`` for an unreadable pair or a missing scale, before the slow measurements."""
     from misgnet_runtime.raster.declared import Declared
     from misgnet_runtime.raster.reader import open_pair
     from misgnet_runtime.raster.statistics import find_scaling
 
-    with open_pair(before, after, align=False) as pair:
+    with open_pair(before, after, align=False, pixels=pixels) as pair:
         for source in (pair.before, pair.after):
             find_scaling(source, Declared())
 

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
-from misgnet_export.pipeline import torch_threads
-from misgnet_export.pipeline.torch_threads import one_thread_per_call, tile_per_core
+from misgnet_export.sources import torch_threads
+from misgnet_export.sources.torch_threads import one_thread_per_call, tile_per_core
 
 
 def test_tiles_are_computed_one_by_one_at_the_same_time_and_joined_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
