@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 from misgnet_calibration.statistics.tile_selection import (
     FeatureExtractor,
@@ -15,8 +14,8 @@ from misgnet_calibration.statistics.tile_selection import (
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Sets
+from misgnet_export.pipeline.tiles import open_tiles
 from misgnet_export.sources.float_model import FloatModel
-from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
@@ -47,11 +46,6 @@ def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
     return Sets(
         calib=chosen, val=val, decision=decision, evaluation=evaluation, chosen=how, selection=selection,
     )  # fmt: skip
-
-
-def open_tiles(path: Path, interface: Interface) -> TileSet:
-    """Finds the tiles of a set, whose folder may lack labels. Raises InputError as :meth:`TileSet.open`."""
-    return TileSet.open(path, interface.tile, interface.pixels, labels="optional")
 
 
 def _select(
