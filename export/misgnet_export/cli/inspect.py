@@ -38,6 +38,7 @@ def inspect(
     """Show the precision (INT8, FP16, FP32) of each graph by block, as shares of its MACs, and the reasons."""
     from misgnet_export.report.precision import block_table, draw_precision, rule_table, share_table
     from misgnet_runtime.bundle import read_bundle
+    from misgnet_runtime.cli.info import model_lines
 
     if plan or config:
         if picture is not None or why or (plan and config):
@@ -46,9 +47,12 @@ def inspect(
         return
     if picture is not None:
         _check_picture(picture, force)
-    quantizations = [q for q in read_bundle(bundle).manifest.quantization if q.placement]
+    manifest = read_bundle(bundle).manifest
+    quantizations = [q for q in manifest.quantization if q.placement]
     if not quantizations:
         raise InputError(f"bundle {bundle} does not record the precision of its operators; build it again")
+    for line in model_lines(manifest):
+        out_console.print(line, soft_wrap=True, markup=False)
     for quantization in quantizations:
         tables = [share_table(quantization), block_table(quantization), *([rule_table(quantization)] if why else [])]
         for table in tables:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from misgnet_export.pipeline.context import BuildContext
-from misgnet_runtime.accuracy.evaluation_tiles import TILES_IN_A_FILE, EvaluationTiles, write_evaluation
+from misgnet_runtime.accuracy.evaluation_tiles import EvaluationTiles, tiles_in_a_file, write_evaluation
 from misgnet_runtime.accuracy.parity import ParityReport
 from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
 from misgnet_runtime.callables import Predict
@@ -52,13 +52,14 @@ def ship_evaluation(context: BuildContext, tiles: TileSet, predict: Predict) -> 
     chosen = tiles.spread(context.request.ship_eval)
     folder = context.root / EVALUATION
     folder.mkdir()
+    size = tiles_in_a_file(chosen.tile, chosen.pixels)
     with context.log.stage("ship evaluation tiles") as stage:
-        for number, part in enumerate(chosen.batches(TILES_IN_A_FILE)):
+        for number, part in enumerate(chosen.batches(size)):
             masks = _with_masks(part, predict, context.policy.threshold)
             write_evaluation(folder / f"tiles_{number:04d}.npz", masks)
-            stage.progress(number * TILES_IN_A_FILE + len(part), len(chosen))
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        stage.finding = f"{len(chosen)} of {plural(len(tiles), 'tile')}, {size / 1e6:.1f} MB"
+            stage.progress(number * size + len(part), len(chosen))
+        written = sum(path.stat().st_size for path in folder.iterdir())
+        stage.finding = f"{len(chosen)} of {plural(len(tiles), 'tile')}, {written / 1e6:.1f} MB"
 
 
 def _with_masks(tiles: list[Tile], predict: Predict, threshold: float) -> EvaluationTiles:

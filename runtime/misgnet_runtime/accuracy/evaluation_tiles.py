@@ -21,10 +21,11 @@ from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Image, Predict, Progress
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.pixels import PixelFormat
 from misgnet_runtime.storage.npz import read_archive
 
 ROLE = "evaluation tiles"
-TILES_IN_A_FILE = 8
+_MOST_TILES, _MOST_BYTES = 8, 64 << 20  # of a file, unpacked
 _BATCH = 4
 
 
@@ -51,6 +52,12 @@ class EvaluationTiles:
         top, bottom, left, right = map(int, self.owned[index])
         own = slice(top, bottom), slice(left, right)
         return evaluated_tile(str(self.names[index]), str(self.sources[index]), mask[own], self.label[index][own])
+
+
+def tiles_in_a_file(tile: int, pixels: PixelFormat) -> int:
+    """Returns how many tiles of ``tile`` x ``tile`` px a file holds: at most 8, and of large ones at most 64 MiB."""
+    size = tile**2 * (2 * pixels.bytes + 2)  # both dates, the label and the reference's mask
+    return max(1, min(_MOST_TILES, _MOST_BYTES // size))
 
 
 def write_evaluation(path: Path, tiles: EvaluationTiles) -> None:

@@ -65,7 +65,7 @@ def print_info(path: Path, console: Console) -> None:
     m = bundle.manifest
     for line in (
         f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
-        *_model_lines(m),
+        *model_lines(m),
         f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})",
         f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}",
         f"gate: {limit_of(m).describe(m.gate)}",
@@ -88,7 +88,7 @@ def print_info(path: Path, console: Console) -> None:
     console.print(_files(bundle))
 
 
-def _model_lines(m: Manifest) -> Iterator[str]:
+def model_lines(m: Manifest) -> Iterator[str]:
     """Yields what the network is, and what images it reads."""
     if model := m.model:
         count = "" if model.parameters is None else f", {model.parameters:,} parameters"

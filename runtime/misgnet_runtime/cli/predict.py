@@ -17,7 +17,9 @@ from misgnet_runtime.log import current
 @takes_options
 def predict(
     bundle: BundlePath,
-    before: Annotated[Path, typer.Argument(help="Earlier date: a GeoTIFF, an 8-bit RGB image, or a folder of either.")],
+    before: Annotated[
+        Path, typer.Argument(help="Earlier date: a GeoTIFF, an image (8-bit RGB for most bundles), or a folder.")
+    ],
     after: Annotated[
         Path, typer.Argument(help="Later date: same size and grid as BEFORE; in a folder, same file names.")
     ],

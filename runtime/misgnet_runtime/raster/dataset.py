@@ -118,6 +118,11 @@ class TileSet(Sequence[TileRef]):
         return tuple(dict.fromkeys(ref.source for ref in self._refs))
 
     @property
+    def pixels(self) -> PixelFormat:
+        """The format of the tiles' images."""
+        return self._refs[0].source.pixels if self._refs else RGB8
+
+    @property
     def labelled(self) -> bool:
         """Whether the tiles have labels; without, F1 cannot be measured."""
         return all(ref.source.label is not None for ref in self._refs)

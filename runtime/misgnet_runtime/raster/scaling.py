@@ -159,7 +159,7 @@ def stretched(
         raise InputError(
             f"raster {name} has no data at the sampled windows, so it cannot be stretched; declare --scale"
         )
-    low, high = np.percentile(values.astype(np.float64), percentiles, axis=1)
+    low, high = np.array([np.percentile(band.astype(np.float64), percentiles) for band in values]).T
     for band, lower, upper in zip(bands, low, high, strict=True):
         if lower == upper:
             raise InputError(

@@ -24,9 +24,10 @@ from misgnet_runtime.cli import app as console
 from misgnet_runtime.engines.tensorrt import compiler
 from misgnet_runtime.errors import GateFailed, UnavailableError, UsageError
 from misgnet_runtime.jobs.image import predict_files
+from misgnet_runtime.pixels import PixelFormat
 from misgnet_runtime.raster.images import read_label
 from support import fake_tensorrt
-from support.bundles import FLOAT, INT8, INTERFACE, RTX, TILE, edit, images, make_bundle, write_image
+from support.bundles import FLOAT, INT8, INTERFACE, RTX, TILE, edit, images, interface_of, make_bundle, write_image
 from support.commands import exit_code
 from support.device_bundles import DEVICE, GRAPH, device_bundle
 from support.fake_cuda import FakeDriver
@@ -107,6 +108,13 @@ def test_other_interfaces_are_described(
     named = schema.DataType.Name
     assert {(named(i.data_type), *i.dims) for i in config.input} == {(inputs[0], *inputs[1])}
     assert [(o.name, named(o.data_type), list(o.dims)) for o in config.output] == [outputs]
+
+
+def test_bands_and_samples_are_described(tmp_path: Path, schema: Any) -> None:
+    written(tmp_path, [FLOAT], interface_of(PixelFormat(13, "uint16")))
+    config = parsed(schema, tmp_path / "models", "cpu-float32")
+    assert {(schema.DataType.Name(i.data_type), *i.dims) for i in config.input} == {("TYPE_UINT16", TILE, TILE, 13)}
+    assert config.model_warmup[0].inputs["before"].data_type == schema.TYPE_UINT16
 
 
 def test_batches_of_a_plan_come_from_its_profile(tmp_path: Path, schema: Any) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
 from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
@@ -48,7 +49,7 @@ def test_every_operator_has_a_precision_and_a_listed_rule(recipe) -> None:
     model = two_branch()
     graph = Graph(model)
     ranges = {name: Range(-4.0, 4.0) for name in activations(quantizer_sites(graph, recipe))}
-    quantized = quantize(model, recipe, ranges, {"encoder_gelu": 600.0})
+    quantized = quantize(model, recipe, ranges, {"encoder_gelu": 600.0}, float32_scopes=MISGNET.float32_scopes)
     rules, entries = placement_entries(graph, recipe, quantized)
     assert [entry.node for entry in entries] == [node.name for node in graph.nodes]
     assert {entry.rule for entry in entries} == {rule.name for rule in rules}
@@ -120,6 +121,6 @@ def test_inspect_command_reads_a_bundle(tmp_path: Path) -> None:
     edit(bundle, lambda m: m["quantization"][0].update(placement=entries))
     done = inspect(bundle, "-o", tmp_path / "graph.png")
     assert done.returncode == 0, done.stderr
-    assert "70.00 %" in done.stdout and (tmp_path / "graph.png").exists()
+    assert "reads 8-bit RGB" in done.stdout and "70.00 %" in done.stdout and (tmp_path / "graph.png").exists()
     assert inspect(bundle, "-o", tmp_path / "graph.png").returncode == 2
     assert inspect(bundle, "-o", tmp_path / "graph.gif").returncode == 2

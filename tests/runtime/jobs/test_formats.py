@@ -9,30 +9,41 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec import to_builtins
 from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
+from rasterio.transform import Affine
+
 from misgnet_runtime import open_bundle
-from misgnet_runtime.bundle.golden import golden_of, write_golden
-from misgnet_runtime.bundle.manifest import ModelEntry
-from misgnet_runtime.bundle.reader import describe_files, read_bundle
+from misgnet_runtime.accuracy.evaluation_tiles import (
+    ROLE,
+    EvaluationTiles,
+    evaluate_on_device,
+    tiles_in_a_file,
+    write_evaluation,
+)
+from misgnet_runtime.bundle import MANIFEST
+from misgnet_runtime.bundle.golden import GoldenTiles, golden_of, write_golden
+from misgnet_runtime.bundle.manifest import EngineKind, ModelEntry, decode_manifest
+from misgnet_runtime.bundle.reader import Bundle, describe_files, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.jobs.batch.options import BatchOptions
 from misgnet_runtime.jobs.batch.run import run_batch
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
-from misgnet_runtime.pixels import PixelFormat
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.storage.schema import encode
 from support.batches import Recorder, write_table
-from support.bundles import FORMATS, bands_bundle, edit, expected_of, images_of, interface_of, name_of
+from support.bundles import FORMATS, TILE, bands_bundle, edit, expected_of, images_of, interface_of, name_of
 from support.commands import exit_code
 from support.logs import Collected
-from support.scenes import read, write_raster
+from support.scenes import PLACE, read, write_raster
 
 SIZE = (110, 150)
 NOWHERE = {"crs": None, "transform": None}
@@ -214,6 +225,15 @@ def test_alpha_is_not_counted_as_a_band(four: Place) -> None:
     assert np.array_equal(four.scene(*pair), four.scene(*four.rasters))
 
 
+def test_a_shifted_date_is_aligned(place: Place) -> None:
+    transform = PLACE["transform"] * Affine.translation(8, 16)
+    after = place.write("shifted", "B", place.dates[1], transform=transform)
+    found = place.scene(place.rasters[0], after, align=True)
+    covered = expected_of(place.pixels, place.dates[0][16:, 8:], place.dates[1][:-16, :-8])
+    np.testing.assert_allclose(found[16:, 8:], covered, atol=1e-5)
+    assert np.isnan(found[:16]).all() and np.isnan(found[:, :8]).all()
+
+
 def test_a_quick_look_shows_stretched_bands(place: Place) -> None:
     place.scene(*place.rasters, quicklook=place.root / "look.png")
     with Image.open(place.root / "look.png") as image:
@@ -235,24 +255,85 @@ def test_arrays_of_another_format_are_refused(four: Place) -> None:
             session.predict(*(date[..., :3] for date in four.dates))
 
 
-@pytest.mark.parametrize("change", ["bands", "samples", "tile"])
-def test_golden_tiles_must_fit_the_manifest(four: Place, change: str) -> None:
-    bundle = read_bundle(four.bundle)
-    golden = golden_of(bundle)
-    dates = golden.before, golden.after
-    if change == "bands":
-        dates = dates[0][..., :3], dates[1][..., :3]
-    elif change == "samples":
-        dates = dates[0].astype(np.uint8), dates[1].astype(np.uint8)
-    probability = golden.probability
-    if change == "tile":
-        dates, probability = (dates[0][:, :32, :32], dates[1][:, :32, :32]), probability[:, :32, :32]
-    path = four.bundle / "golden/tiles.npz"
-    write_golden(path, type(golden)(*dates, probability))
-    roles = {file.path: (file.role, file.precision) for file in bundle.manifest.files}
-    edit(four.bundle, lambda values: values.update(files=to_builtins(describe_files(four.bundle, roles))))
+# --- golden and evaluation tiles
+
+
+def resealed(bundle: Path, role: str, path: str) -> Bundle:
+    """Opens a bundle after one of its files was written; adds the file to the manifest."""
+    manifest = decode_manifest(bundle / MANIFEST)
+    roles = {**{file.path: (file.role, file.precision) for file in manifest.files}, path: (role, None)}
+    (bundle / MANIFEST).write_bytes(encode(replace(manifest, files=describe_files(bundle, roles))))
+    return read_bundle(bundle)
+
+
+def evaluation(pixels: PixelFormat, labelled: bool) -> EvaluationTiles:
+    """Returns tiles with the masks of the bundle's engine as reference and, if ``labelled``, as labels."""
+    before, after = images_of(pixels, 2, TILE, TILE, seed=3)
+    mask = expected_of(pixels, before, after) > 0.33
+    names = np.array(["a@0,0", "b@0,0"], np.str_)
+    owned = np.tile(np.array([0, TILE, 0, TILE], np.int64), (2, 1))
+    return EvaluationTiles(
+        before=before, after=after, label=mask if labelled else np.zeros_like(mask), reference=mask, owned=owned,
+        names=names, sources=names,
+    )  # fmt: skip
+
+
+def of_another_form(tiles: Any, part: str) -> dict[str, Any]:
+    """Returns the dates with another number of bands, or type of samples."""
+    if part == "bands":
+        return {"before": tiles.before[..., :3], "after": tiles.after[..., :3]}
+    return {"before": tiles.before.astype(np.uint8), "after": tiles.after.astype(np.uint8)}
+
+
+@pytest.mark.parametrize("part", ["bands", "samples"])
+def test_golden_tiles_must_fit_the_manifest(four: Place, part: str) -> None:
+    golden = golden_of(read_bundle(four.bundle))
+    write_golden(four.bundle / "golden/tiles.npz", dataclasses.replace(golden, **of_another_form(golden, part)))
     with pytest.raises(InputError, match="do not hold tiles of 64 px with 4 x uint16"):
-        golden_of(read_bundle(four.bundle))
+        golden_of(resealed(four.bundle, "golden tiles", "golden/tiles.npz"))
+
+
+def test_golden_tiles_of_another_size_are_refused(four: Place) -> None:
+    dates = images_of(four.pixels, 1, 32, 32)
+    write_golden(four.bundle / "golden/tiles.npz", GoldenTiles(*dates, expected_of(four.pixels, *dates)))
+    with pytest.raises(InputError, match="do not hold tiles of 64 px"):
+        golden_of(resealed(four.bundle, "golden tiles", "golden/tiles.npz"))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_gate_runs_on_evaluation_tiles(place: Place, labelled: bool) -> None:
+    write_evaluation(place.bundle / "tiles.npz", evaluation(place.pixels, labelled))
+    bundle = resealed(place.bundle, ROLE, "tiles.npz")
+    with open_detector(bundle) as (detector, entry, _):
+        found = evaluate_on_device(bundle, entry, detector.probability, "a CPU")
+    assert found.verdict is not None and found.verdict.passed
+    assert found.verdict.rule == ("F1 drop" if labelled else "false alarms and agreement")
+
+
+@pytest.mark.parametrize("part", ["bands", "samples"])
+def test_evaluation_tiles_must_fit_the_manifest(four: Place, part: str) -> None:
+    tiles = evaluation(four.pixels, True)
+    write_evaluation(four.bundle / "tiles.npz", dataclasses.replace(tiles, **of_another_form(tiles, part)))
+    bundle = resealed(four.bundle, ROLE, "tiles.npz")
+    with (
+        open_detector(bundle) as (detector, entry, _),
+        pytest.raises(InputError, match="do not hold N tiles of 64 px with 4 x uint16"),
+    ):
+        evaluate_on_device(bundle, entry, detector.probability, "a CPU")
+
+
+@pytest.mark.parametrize(
+    ("tile", "pixels", "count"),
+    [(256, RGB8, 8), (1024, RGB8, 8), (512, PixelFormat(13, "uint16"), 4), (1024, PixelFormat(16, "uint16"), 1)],
+)
+def test_files_of_evaluation_tiles_stay_small(tile: int, pixels: PixelFormat, count: int) -> None:
+    assert tiles_in_a_file(tile, pixels) == count
+
+
+@pytest.mark.parametrize("kind", ["rtx", "tensorrt"])
+def test_tensorrt_cannot_read_16_bits(tmp_path: Path, kind: EngineKind) -> None:
+    with pytest.raises(InputError, match="has a TensorRT engine, which cannot read uint16 input"):
+        read_bundle(bands_bundle(tmp_path / "bundle", FORMATS[1], kind=kind))
 
 
 # --- resolution

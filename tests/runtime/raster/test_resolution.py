@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
-import rasterio.warp
 from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 
+from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.resolution import ground_distance, ground_resolution, resolution_warning
 
+RASTERIO = load_rasterio("a test")
 LOCAL = 'LOCAL_CS["a field",UNIT["metre",1]]'
 
 
@@ -47,13 +48,13 @@ def test_distances_across_the_date_line_are_short() -> None:
     ],
 )
 def test_pixels_are_measured_on_the_ground(crs: str, west: float, north: float, size: float, metres: float) -> None:
-    assert ground_resolution(rasterio, grid(crs, west, north, size)) == pytest.approx(metres, rel=5e-3)
+    assert ground_resolution(RASTERIO, grid(crs, west, north, size)) == pytest.approx(metres, rel=5e-3)
 
 
 def test_a_rotated_grid_has_the_same_resolution() -> None:
     turned = grid("EPSG:32633", 500_000, 5_000_000, 0.5)
-    turned = Grid(100, 200, turned.crs, turned.transform @ Affine.rotation(30))
-    assert ground_resolution(rasterio, turned) == pytest.approx(0.5, rel=1e-3)
+    turned = Grid(100, 200, turned.crs, turned.transform * Affine.rotation(30))
+    assert ground_resolution(RASTERIO, turned) == pytest.approx(0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_rotated_grid_has_the_same_resolution() -> None:
     ids=["no coordinate system", "no transform", "a local coordinate system", "outside of the projection"],
 )  # fmt: skip
 def test_a_grid_without_a_place_on_the_earth_has_no_resolution(unknown: Grid) -> None:
-    assert ground_resolution(rasterio, unknown) is None
+    assert ground_resolution(RASTERIO, unknown) is None
 
 
 @pytest.mark.parametrize(
