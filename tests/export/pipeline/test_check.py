@@ -94,6 +94,7 @@ def test_what_was_found_is_printed_although_something_is_missing(capsys: pytest.
     assert check(f"{ROOT / 'tests' / 'support' / 'factory_networks.py'}:siamese", "-o", "new") == 2
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [
-        "inputs 'before' and 'after': float32 (B, 3, H, W), NCHW, 3 bands of each date, pair", "output 'output': 2 channels"
-    ]  # fmt: skip
+        "inputs 'before' and 'after': float32 (B, 3, H, W), NCHW, 3 bands of each date, pair",
+        "output 'output': 2 channels",
+    ]
     assert "2 things cannot be found out; add --model-output logits2 (or" in shown.err
