@@ -74,7 +74,10 @@ def _measure(request: BuildRequest, source: Source, scenes: Sequence[Scene], roo
     request, interface = with_interface(request, source)
     tile, check_tiles = interface.tile, open_tiles(request.calib, interface).spread(CHECK_TILES)
     model = source.float_model(interface)
-    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()), known=model.known)
+    context = BuildContext(
+        request=request, root=root, log=log, policy=request.policy, interface=interface,
+        check_tiles=tuple(check_tiles.tiles()), known=model.known,
+    )  # fmt: skip
     graph = make_float_graph(context, model)
     overlaps = [overlap for overlap in overlaps_of(tile) if overlap <= tile // 4]
     with log.stage(f"measure tile {tile}") as stage, detector_of(graph.model, interface) as detector:
