@@ -1,4 +1,4 @@
-"""Reads MISGNet checkpoints in every published format, and writes them as safetensors.
+"""Reads MISGNet checkpoints in every published format, and writes them as safetensors; reads other networks' weights.
 
 Code in a pickle is never executed (see :mod:`misgnet._unpickle`).
 """
@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import CHECKPOINT_ENTRIES, PICKLE_KEY, SAFETENSORS_HEADER_BYTES, WEIGHTS_BYTES
 from misgnet_runtime.storage.atomic import write_file
@@ -31,6 +31,7 @@ from misgnet_runtime.storage.files import is_not_regular_file
 # Published checkpoints contain encoder stage 4, which does not contribute to the output.
 _UNUSED = ("backbone.patch_embed4.", "backbone.block4.", "backbone.norm4.")
 _PREFIXES = ("module.", "_orig_mod.")
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")  # usual names in training snapshots
 _AVERAGED = "ema_model."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTS = (torch.int64, torch.int32, *_FLOATS)
@@ -47,7 +48,7 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
-class _Entry:
+class StoredTensor:
     """One stored tensor that has not been read yet."""
 
     shape: tuple[int, ...]
@@ -96,6 +97,35 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if size > WEIGHTS_BYTES:  # tensors may share a storage, so a small file can declare any number of large tensors
         raise InputError(f"checkpoint {path} declares {size} bytes of weights; the limit is {WEIGHTS_BYTES}")
     return {key: _read_checked(path, key, entry) for key, entry in entries.items()}
+
+
+def read_state(path: str | os.PathLike[str], key: str | None = None) -> tuple[dict[str, StoredTensor], str]:
+    """Finds the state dict of any network in safetensors or a pickle, without running code from it.
+
+    Dicts in the state dict are joined by dots; what is not a tensor is ignored. Keys are not checked.
+
+    Args:
+        path: The file.
+        key: What holds the state dict in a pickle, with dots between nested keys; in safetensors, the first part of
+            the names. Default: the only one that holds tensors, else the file itself.
+
+    Returns:
+        The tensors by name, and the SHA-256 of the file.
+
+    Raises:
+        InputError: The file cannot be read, or holds no tensor.
+        UsageError: ``key`` is missing in the file, or it is None and several hold tensors.
+    """
+    file = _read_file(Path(path))
+    if file.data[:2] == b"PK":
+        archive = TorchArchive(file.path, io.BytesIO(file.data))
+        refs = _named_state(file.path, archive.root, key)
+        found = {name: StoredTensor(ref.shape, partial(archive.tensor, ref)) for name, ref in refs.items()}
+    else:
+        found = _below(file.path, _entries(file), key)
+    if not found:
+        raise InputError(f"{path} holds no tensors")
+    return found, file.sha256
 
 
 def load_network(path: str | os.PathLike[str]) -> MISGNet:
@@ -168,13 +198,11 @@ def _read_file(path: Path) -> _File:
     except MemoryError:
         raise InputError(f"checkpoint {path} does not fit into the available memory") from None
     if len(data) > WEIGHTS_BYTES:
-        raise InputError(
-            f"checkpoint {path} is larger than {WEIGHTS_BYTES} bytes; published checkpoints have a tenth of that"
-        )
+        raise InputError(f"checkpoint {path} is larger than {WEIGHTS_BYTES} bytes, which is the limit")
     return _File(path, data)
 
 
-def _entries(file: _File) -> dict[str, _Entry]:
+def _entries(file: _File) -> dict[str, StoredTensor]:
     head = file.data[:16]
     if head[:2] == b"PK":
         return _archive_entries(file.path, TorchArchive(file.path, io.BytesIO(file.data)))
@@ -191,22 +219,22 @@ def _entries(file: _File) -> dict[str, _Entry]:
     return _safetensors_entries(file)
 
 
-def _safetensors_entries(file: _File) -> dict[str, _Entry]:
+def _safetensors_entries(file: _File) -> dict[str, StoredTensor]:
     try:
         tensors = load(file.data)
     except _SAFETENSORS_ERRORS as error:
         size = len(file.data)
         raise InputError(f"checkpoint {file.path} is damaged or truncated at {size} bytes: {error}") from error
-    return {key: _Entry(tuple(value.shape), value.detach) for key, value in tensors.items()}
+    return {key: StoredTensor(tuple(value.shape), value.detach) for key, value in tensors.items()}
 
 
-def _archive_entries(path: Path, archive: TorchArchive) -> dict[str, _Entry]:
+def _archive_entries(path: Path, archive: TorchArchive) -> dict[str, StoredTensor]:
     refs = _find_tensors(archive.root)
     if len(refs) > CHECKPOINT_ENTRIES:  # tensors may share a storage, so a small file can declare any number of them
         raise InputError(f"checkpoint {path} holds more than {CHECKPOINT_ENTRIES} tensors")
     if not refs:
         raise InputError(f"checkpoint {path} does not contain a network: found neither a state dict nor a module")
-    return {key: _Entry(ref.shape, partial(archive.tensor, ref)) for key, ref in refs.items()}
+    return {key: StoredTensor(ref.shape, partial(archive.tensor, ref)) for key, ref in refs.items()}
 
 
 def _find_tensors(root: Any) -> dict[str, TensorRef]:
@@ -253,6 +281,67 @@ def _module_tensors(module: Record) -> dict[str, TensorRef]:
     return found
 
 
+def _named_state(path: Path, root: Any, key: str | None) -> dict[str, TensorRef]:
+    """Returns the tensors at ``key`` of a pickle, or of its only state dict; see :func:`read_state`."""
+    if key is not None:
+        inner = _at(root, key)
+        if inner is None or not (state := _flat(path, inner)):
+            raise UsageError(f"--state-key is {shown(key)}, but {path} has no tensors there; {_keys_in(path, root)}")
+        return state
+    states = {name: state for name, value in _string_items(root) if (state := _flat(path, value))}
+    named = [name for name in _STATE_KEYS if name in states]
+    whole = isinstance(root, Record) or any(isinstance(value, TensorRef) for _, value in _string_items(root))
+    if not states or (whole and not named):
+        return _flat(path, root)
+    if len(states) > 1:
+        raise UsageError(f"{path} holds {len(states)} state dicts; add --state-key; {_keys_in(path, root)}")
+    return next(iter(states.values()))
+
+
+def _at(root: Any, key: str) -> Any:
+    """Returns the value under a key, or under nested keys that are joined by dots; None if there is none."""
+    for part in [key] if isinstance(root, dict) and key in root else key.split("."):
+        root = root.attributes() if isinstance(root, Record) else root
+        root = root.get(part) if isinstance(root, dict) else None
+    return root
+
+
+def _keys_in(path: Path, root: Any) -> str:
+    names = [name for name, value in _string_items(root) if _flat(path, value)]
+    return f"tensors are in {', '.join(map(shown, names[:8])) or 'no key'}"
+
+
+def _flat(path: Path, group: Any) -> dict[str, TensorRef]:
+    """Returns the tensors in nested dicts, or of a module, by dotted names; a dict that occurs twice is read once."""
+    if isinstance(group, Record):
+        return _module_tensors(group)
+    found: dict[str, TensorRef] = {}
+    seen: set[int] = set()
+    stack: list[tuple[str, Any]] = [("", group)]
+    while stack:
+        prefix, inner = stack.pop()
+        if not isinstance(inner, dict) or id(inner) in seen or len(prefix) > PICKLE_KEY:
+            continue
+        seen.add(id(inner))
+        items = _string_items(inner)
+        found.update({prefix + name: value for name, value in items if isinstance(value, TensorRef)})
+        stack.extend((f"{prefix}{name}.", value) for name, value in reversed(items))
+        if len(found) > CHECKPOINT_ENTRIES:  # a small file can declare any number of them
+            raise InputError(f"{path} holds more than {CHECKPOINT_ENTRIES} tensors")
+    return found
+
+
+def _below(path: Path, entries: dict[str, StoredTensor], key: str | None) -> dict[str, StoredTensor]:
+    """Returns the tensors whose names begin with ``key`` and a dot, without it."""
+    if key is None:
+        return entries
+    found = {name.removeprefix(f"{key}."): entry for name, entry in entries.items() if name.startswith(f"{key}.")}
+    if not found:
+        first = shown(next(iter(entries), ""))
+        raise UsageError(f"--state-key is {shown(key)}, but no name in {path} begins with it; the first is {first}")
+    return found
+
+
 def _string_items(group: Any) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in group.items() if isinstance(k, str)] if isinstance(group, dict) else []
 
@@ -272,7 +361,7 @@ def _strip_prefixes(entries: dict[str, Value]) -> dict[str, Value]:
     return entries
 
 
-def _check_keys(path: Path, entries: Mapping[str, _Entry]) -> None:
+def _check_keys(path: Path, entries: Mapping[str, StoredTensor]) -> None:
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in build_misgnet().state_dict().items()}
     missing = [k for k in expected if k not in entries]
@@ -292,7 +381,7 @@ def _check_keys(path: Path, entries: Mapping[str, _Entry]) -> None:
             raise InputError(f"{where}: '{key}' has shape {list(found_shape)}, MISGNet needs {list(shape)}")
 
 
-def _read_checked(path: Path, key: str, entry: _Entry) -> torch.Tensor:
+def _read_checked(path: Path, key: str, entry: StoredTensor) -> torch.Tensor:
     value = entry.read()
     if key.endswith("num_batches_tracked"):
         if value.dtype not in _COUNTS:

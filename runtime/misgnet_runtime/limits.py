@@ -40,6 +40,15 @@ CHECKPOINT_ENTRIES = 20_000
 WEIGHTS_BYTES = 512 * _MIB
 SAFETENSORS_HEADER_BYTES = 4 * _MIB
 
+ONNX_BYTES = 1 * _GIB
+ONNX_FIELDS = 2_000_000
+ONNX_NODES = 50_000
+ONNX_TENSORS = 100_000
+ONNX_FUNCTIONS = 1_000
+ONNX_NUMBER_BYTES = 16 * _MIB
+ONNX_DEPTH = 64
+ONNX_AXES = 8
+
 IMAGE_PIXELS = 178_956_970
 IMAGE_PARTS = 100_000
 IMAGE_EXTRA_BYTES = 16 * _MIB
@@ -139,6 +148,20 @@ READERS = (
         Limit("of header", SAFETENSORS_HEADER_BYTES, "bytes", "MISGNet's has 0.1 MB, and the library reads 100 MB"),
         Limit("of numbers, if shapes are not known before", WEIGHTS_BYTES, "bytes", "as for a pickle"),
     ), seconds=20, mebibytes=2_304),
+    Reader(name="onnx", file="ONNX file that a build starts from",
+           how="its protobuf fields are counted before they are parsed; tensors in other files only from its folder, "
+           "through no links", limits=(
+        Limit("with tensors in other files", ONNX_BYTES, "bytes", "a protobuf message ends at 2 GiB, and libraries "
+              "copy it"),
+        Limit("fields", ONNX_FIELDS, "", "a node has about 40, and parsing may make an object of every 2 bytes"),
+        Limit("nodes, also after functions are expanded", ONNX_NODES, "", "large transformers have 5,000"),
+        Limit("tensors", ONNX_TENSORS, "", "at most 2 for each node"),
+        Limit("functions", ONNX_FUNCTIONS, "", "exporters write about 30"),
+        Limit("of integers that are not raw data", ONNX_NUMBER_BYTES, "bytes", "they take up to 8 times as much in "
+              "memory"),
+        Limit("nested messages", ONNX_DEPTH, "", "a graph without branches has 7"),
+        Limit("axes of a tensor", ONNX_AXES, "", "windows of a transformer have 6"),
+    ), seconds=20, mebibytes=4_096),
     Reader(name="image", file="tiles and images",
            how="PNG, TIFF or JPEG by their first bytes, not by the file name", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),

@@ -20,7 +20,7 @@ and :func:`settings` returns the values that the output depends on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -85,6 +85,13 @@ class Stated:
     def flag(self) -> str:
         """Returns the name on the command line: ``--before-scale``."""
         return flag(self.name)
+
+    @property
+    def usage(self) -> str:
+        """Returns how the option is given: ``--calib FOLDER``, ``-o FOLDER``, ``SOURCE``."""
+        if self.option.positional:
+            return self.name.upper()
+        return f"{self.option.short or self.flag} {self.option.metavar or 'VALUE'}"
 
     @property
     def inverted(self) -> bool:
@@ -195,12 +202,19 @@ def make(of: type[T], given: Mapping[str, Any]) -> T:
         given: Values, or their texts, by option name.
 
     Raises:
-        UsageError: A name is not an option of ``of``, or a text is not a valid value.
+        UsageError: A name is not an option of ``of``, a text is not a valid value, or a required option is missing.
     """
     known = stated(of)
     if unknown := given.keys() - known.keys():
         raise UsageError(f"there is no option {', '.join(map(flag, sorted(unknown)))}")
+    if lacking := missing(of, given):
+        raise UsageError(f"missing: {', '.join(one.usage for one in lacking)}")
     return _make(of, {known[name].path: (known[name], value) for name, value in given.items()})
+
+
+def missing(of: type, given: Container[str]) -> list[Stated]:
+    """Returns the required options of the class ``of`` whose names are not in ``given``."""
+    return [one for one in stated(of).values() if one.default is MISSING and one.name not in given]
 
 
 _Given = Mapping[tuple[str, ...], tuple[Stated, Any]]

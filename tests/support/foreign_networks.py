@@ -9,10 +9,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper, parser
 from torch import Tensor, nn
 
 Io = Literal["pair", "stacked", "time"]
@@ -26,7 +30,7 @@ class ForeignNetwork(nn.Module):
     """Encodes both dates with one convolution, compares them, and outputs ``kind`` for each pixel."""
 
     def __init__(
-        self, io: Io = "pair", kind: str = "logits2", bands: int = 3, *, squeezed: bool = False, level: float = 0.5
+        self, io: Io = "pair", kind: str = "logits2", bands: int = 3, *, squeezed: bool = False, level: float = 3.0
     ) -> None:
         """``squeezed`` leaves out an axis of one channel; ``level`` is the difference at which the probability is 0.5,
         in the units of the normalised images."""
@@ -112,3 +116,84 @@ def export(
             dynamic_shapes=(tuple(axes for _ in example),) if dynamic else None, verbose=False,
         )  # fmt: skip
     return program.model_proto
+
+
+def plain_loop(
+    model: onnx.ModelProto, before: NDArray[Any], after: NDArray[Any], io: Io, kind: str, mean: Sequence[float],
+    std: Sequence[float], scale: float = 255,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Runs a file in ONNX Runtime, pair by pair, as its user would; returns the probability of change (B, T, T)."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    found = []
+    for pair in zip(before, after, strict=True):
+        dates = [((x / scale - np.array(mean)) / np.array(std)).astype(np.float32).transpose(2, 0, 1) for x in pair]
+        images = {"pair": dates, "stacked": [np.concatenate(dates)], "time": [np.stack(dates)]}[io]
+        (output,) = session.run(None, {name: image[None] for name, image in zip(names, images, strict=True)})
+        found.append(_probability(output.astype(np.float64)[0], kind))
+    return np.stack(found)
+
+
+def _probability(output: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+    """Converts the output (N, T, T) for one pair."""
+    if kind == "probability1":
+        return output.reshape(output.shape[-2:])
+    if kind == "probability2":
+        return output[1]
+    if kind == "logit1":
+        return 1 / (1 + np.exp(-output.reshape(output.shape[-2:])))
+    weights = np.exp(output - output.max(0))
+    changed = [1] if kind == "logits2" else list(CHANGED)
+    return weights[changed].sum(0) / weights.sum(0)
+
+
+def pairs_of_tiles(count: int, tile: int, bands: int = 3, dtype: str = "uint8") -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns tiles of both dates, each (count, tile, tile, bands), of smooth noise; a quarter of each has changed."""
+    generator = np.random.default_rng(tile + bands)
+    coarse = generator.random((2, count, tile // 8, tile // 8, bands))
+    before, other = (coarse.repeat(8, 1 + 1).repeat(8, 2 + 1) * np.iinfo(dtype).max).astype(dtype)
+    after = before.copy()
+    half = slice(tile // 4, 3 * tile // 4)
+    after[:, half, half] = other[:, half, half]
+    return before, after
+
+
+def raw_network(dtype: str, tile: int, bands: int = 3) -> onnx.ModelProto:
+    """Writes a network of integer images (B, T, T, C) that outputs a probability (B, T, T, 1), as TensorFlow's do.
+
+    It outputs the mean absolute difference of the dates as a share of the largest value, which it computes from raw
+    pixels.
+    """
+    shape, largest = f"{dtype}[batch,{tile},{tile},{bands}]", np.iinfo(dtype).max
+    model = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 20]>
+        raw ({shape} first, {shape} second) => (float[batch,{tile},{tile},1] change) {{
+            a = Cast <to = 1> (first)
+            b = Cast <to = 1> (second)
+            difference = Sub (a, b)
+            size = Abs (difference)
+            axes = Constant <value = int64[1] {{3}}> ()
+            mean = ReduceMean <keepdims = 1> (size, axes)
+            white = Constant <value = float {{{largest}}}> ()
+            change = Div (mean, white)
+        }}"""
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def of_single_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph for a batch of 1 that cannot be changed to accept more: it joins a constant to its output."""
+    model = onnx.load_from_string(model.SerializeToString())
+    (output,) = model.graph.output
+    dims = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
+    node = next(node for node in model.graph.node if output.name in node.output)
+    node.output[0] = "inner"
+    constants = {"constant": np.zeros(dims, np.float32), "own": np.arange(dims[1])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    model.graph.node.extend([
+        helper.make_node("Concat", ["inner", "constant"], ["joined"], "join", axis=1),
+        helper.make_node("Gather", ["joined", "own"], [output.name], "own", axis=1),
+    ])  # fmt: skip
+    onnx.checker.check_model(model)
+    return model

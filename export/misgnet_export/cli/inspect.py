@@ -10,6 +10,7 @@ import typer
 from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import InputError, UnavailableError, UsageError
+from misgnet_runtime.formatting import printable
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.atomic import refuse_existing
 
@@ -28,6 +29,10 @@ def inspect(
         bool,
         typer.Option("--plan", help="Show the kernels of the TensorRT plans instead, and the bytes that they move."),
     ] = False,
+    config: Annotated[
+        bool,
+        typer.Option("--config", help="Print the options of the build instead, for `misgnet-export build --config`."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
 ) -> None:
     """Show the precision (INT8, FP16, FP32) of each graph by block, as shares of its MACs, and the reasons."""
@@ -35,10 +40,10 @@ def inspect(
     from misgnet_runtime.bundle import read_bundle
     from misgnet_runtime.cli.info import model_lines
 
-    if plan:
-        if picture is not None or why:
-            raise UsageError("--plan shows plans, but --output and --why show graphs; give them in another call")
-        _show_plans(bundle)
+    if plan or config:
+        if picture is not None or why or (plan and config):
+            raise UsageError("--plan and --config are shown alone, without --output and --why; give one in a call")
+        _show_plans(bundle) if plan else _show_config(bundle)
         return
     if picture is not None:
         _check_picture(picture, force)
@@ -71,6 +76,15 @@ def _show_plans(path: Path) -> None:
         )
     for table in plan_tables([decode_plan_record(file, bundle.read(file)) for file in files]):
         out_console.print(table)
+
+
+def _show_config(path: Path) -> None:
+    from misgnet_runtime.bundle import read_bundle
+
+    config = read_bundle(path).manifest.config
+    if not config:
+        raise InputError(f"bundle {path} does not record the options of its build: an older version built it")
+    typer.echo("\n".join(map(printable, config.split("\n"))), nl=False)
 
 
 def _check_picture(path: Path, force: bool) -> None:

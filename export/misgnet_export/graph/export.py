@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from ast import literal_eval
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import onnx
@@ -15,6 +16,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
+from torch import Tensor, nn
 
 from misgnet.network import MISGNet
 from misgnet_export.graph.deployed import Deployed
@@ -45,19 +47,29 @@ def export_graph(network: MISGNet, interface: Interface, *, stacked: bool = True
         GateFailed: The exported graph lost an input or an operator.
     """
     program = export_program(network, interface, stacked=stacked)
-    names = [entry.name for entry in interface.inputs()]
+    model = to_onnx(program, [entry.name for entry in interface.inputs()], interface.outputs()[0].name)
+    _check(model, interface)
+    return model
+
+
+def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], output: str) -> onnx.ModelProto:
+    """Converts a program to ONNX; its parameters have the names ``inputs``, and their first axis is the batch.
+
+    Nodes are named after the modules of the program's attribute ``network``.
+
+    Raises:
+        GateFailed: PyTorch returned no graph.
+    """
     with _quiet():
         converted = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=names,
-            output_names=[interface.outputs()[0].name], dynamic_shapes={name: {0: "batch"} for name in names},
-            verbose=False, optimize=False,
+            program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=[output],
+            dynamic_shapes={name: {0: "batch"} for name in inputs}, verbose=False, optimize=False,
         )  # fmt: skip
     if converted is None:
         raise GateFailed("torch.onnx.export returned nothing for this network")
     _fold(converted.model)
     model = converted.model_proto
     _name_nodes(model)
-    _check(model, interface)
     return model
 
 
@@ -80,11 +92,18 @@ def export_program(
     """
     copied = with_stacked_guidance(network) if stacked else copy.deepcopy(network)
     deployed = Deployed(HalfNetwork(copied) if half else copied, interface).eval().requires_grad_(False).to(device)
-    batch = torch.export.Dim("batch", min=1, max=interface.max_batch)
-    before, after = (images.to(device) for images in deployed.example())
+    example = {
+        entry.name: images.to(device) for entry, images in zip(interface.inputs(), deployed.example(), strict=True)
+    }
+    return program_of(deployed, example, interface.max_batch)
+
+
+def program_of(module: nn.Module, example: Mapping[str, Tensor], max_batch: int) -> torch.export.ExportedProgram:
+    """Exports ``module`` for batches of 1 to ``max_batch``, given an example of each of its parameters by name."""
+    batch = torch.export.Dim("batch", min=1, max=max_batch)
     with _quiet():
         return torch.export.export(
-            deployed, (before, after), dynamic_shapes={e.name: {0: batch} for e in interface.inputs()}, strict=False
+            module, tuple(example.values()), dynamic_shapes={name: {0: batch} for name in example}, strict=False
         )
 
 

@@ -11,7 +11,6 @@ from misgnet_export.pipeline.agreement import detector_of
 from misgnet_export.pipeline.choose_overlap import TOLERANCE, choose_overlap
 from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.float_graph import make_float_graph
-from misgnet_export.pipeline.loading import open_tiles
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest, with_interface
 from misgnet_export.pipeline.result import ChosenTile
@@ -23,6 +22,7 @@ from misgnet_export.pipeline.scene_measurement import (
     smallest_size,
     tiles_in,
 )
+from misgnet_export.pipeline.tiles import open_tiles
 from misgnet_export.sources.float_model import Source
 from misgnet_runtime.bundle import MeasuredTile
 from misgnet_runtime.errors import InputError

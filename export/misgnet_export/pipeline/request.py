@@ -12,10 +12,11 @@ from misgnet_calibration.statistics.calibrators import AUTO, PER_TENSOR, named
 from misgnet_export.integrations.torch_tensorrt import check_torch_tensorrt
 from misgnet_export.pipeline.auto_target import AUTO as AUTO_TARGET
 from misgnet_export.pipeline.auto_target import Choice, RequestedTarget, choose_here, expand, parse_requested
+from misgnet_export.pipeline.config import write_config
 from misgnet_export.pipeline.targets import product_of
 from misgnet_export.sources.options import PANEL, ModelOptions, kind_of
 from misgnet_runtime.accuracy.limit import DEFAULT_MIN_F1_RATIO, F1Limit, requested_limit
-from misgnet_runtime.bundle import MAX_TEXT, GateRule, InputForm, Interface, OutputForm
+from misgnet_runtime.bundle import MAX_CONFIG, MAX_TEXT, GateRule, InputForm, Interface, OutputForm
 from misgnet_runtime.bundle.targets import ACCEPTED, Target
 from misgnet_runtime.engines.openvino import load_openvino
 from misgnet_runtime.engines.tensorrt import PlanOptions, check_options, dynamic_profile
@@ -86,12 +87,15 @@ class BuildRequest:
         ".onnx), or a PyTorch factory, FILE.py:factory or package.module:factory, whose code is run.",
         positional=True,
     )
-    calib: Path = option(help="Folder with A/, B/ and label/ whose tiles calibrate INT8.")
-    evaluation: Path = option(help="Folder with A/, B/ and label/ that the engines are evaluated on.", name="eval")
-    output: Path = option(help="Folder to write the bundle to.", short="-o")
-    val: Path | None = option(
-        None, help="Folder with A/, B/ and label/ for choosing settings (default: none, settings keep their defaults)."
+    calib: Path = option(help="Folder with A/, B/ and label/ whose tiles calibrate INT8.", metavar="FOLDER")
+    evaluation: Path = option(
+        help="Folder with A/, B/ and label/ that the engines are evaluated on.", name="eval", metavar="FOLDER"
     )
+    output: Path = option(help="Folder to write the bundle to.", short="-o", metavar="FOLDER")
+    val: Path | None = option(
+        None, help="Folder with A/, B/ and label/ for choosing settings (default: none, settings keep their defaults).",
+        metavar="FOLDER",
+    )  # fmt: skip
     requested: tuple[RequestedTarget, ...] = option(
         (AUTO_TARGET,),
         help="Target to build for: auto (cpu, and on x86_64 with OpenVINO the engine of OpenVINO that suits this "
@@ -261,6 +265,8 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(
             "--on-device was given, but no target compiles its plan on the device; add --target tensorrt or rtx-smNN"
         )
+    if (length := len(write_config(request, comments=False))) > MAX_CONFIG:
+        raise UsageError(f"the options take {length} characters in the manifest (at most {MAX_CONFIG}); give fewer")
     for target in request.targets:
         _check_target(request, target)
 
@@ -283,6 +289,10 @@ def with_interface(request: BuildRequest, source: Source) -> tuple[BuildRequest,
         least = math.ceil(_SMALLEST_TILE / what.multiple) * what.multiple
         raise UsageError(f"--tile is {tile}; it must be a multiple of {what.multiple}, at least {least}")
     batch = min(request.max_batch, source.largest_batch or request.max_batch)
+    if request.plan_batches and request.plan_batches[-1] > batch:
+        raise UsageError(
+            f"--plan-batches has {request.plan_batches[-1]}, but the network accepts at most {batch}; leave it out"
+        )
     if request.input_form == "uint16" != what.samples:
         raise UsageError(f"--input is uint16, but --samples is {what.samples}; leave one out, or make them equal")
     form: InputForm = "float32" if request.input_form == "float32" else what.samples

@@ -11,6 +11,7 @@ import msgspec
 
 from misgnet_calibration.statistics.tile_selection import Selection
 from misgnet_export.evidence import decode_plan_record
+from misgnet_export.pipeline.config import write_config
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import FLOAT_GRAPH, Draft, GraphFile, lowest
 from misgnet_export.pipeline.ship_tiles import EVALUATION, GOLDEN
@@ -57,7 +58,7 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     throughput = {"machine": machine, "timings": draft.evidence.timings}
     (folder / "throughput.json").write_bytes(encode(throughput))
     if draft.sets.selection is not None:
-        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
+        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection, draft.sets.chosen)))
     for graph in _all_graphs(draft):
         if graph.control is not None:
             (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
@@ -69,9 +70,8 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     (folder / "report.html").write_text(render(report), encoding="utf-8")
 
 
-def _selection(found: Selection) -> dict[str, Any]:
+def _selection(found: Selection, how: str) -> dict[str, Any]:
     """Returns the selected calibration tiles and the reasons, as JSON."""
-    how = "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features"
     return {
         "how": how,
         "strata": [asdict(stratum) for stratum in found.strata],
@@ -157,6 +157,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         preprocessing=interface.preprocessing(),
         source_weights_sha256=draft.source.sha256,
         model=draft.source.entry,
+        config=write_config(replace(request, tile=interface.tile, max_batch=interface.max_batch), comments=False),
         calibration=_calibration(request, draft),
         quantization=[g.quantization for g in draft.graphs if g.quantization],
         engines=draft.engines,

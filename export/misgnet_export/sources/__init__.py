@@ -5,6 +5,9 @@ options             the options that describe a network
 declaration         what a network is: as found in it, and as declared by the user
 resolve             merges both, refuses contradictions and asks for what is missing
 misgnet_checkpoint  weights of this project's network
+pytorch_factory     a network that the user's own code makes
+factory_code        runs that code
+factory_weights     loads a state dict into the network
 deploy              adds preprocessing and postprocessing to the graph of any other network
 reference           the same in NumPy, for predictors that parity is measured against
 """
@@ -30,7 +33,15 @@ def open_source(name: str, options: ModelOptions) -> Source:
         InputError: The file is missing, damaged or refused.
         UsageError: The options contradict the network, or do not say what cannot be found out.
     """
-    kind_of(name)
+    kind = kind_of(name)
+    if kind == "onnx":
+        from misgnet_export.sources.onnx_file import open_onnx
+
+        return open_onnx(name, options)
+    if kind == "pytorch":
+        from misgnet_export.sources.pytorch_factory import open_factory
+
+        return open_factory(name, options)
     from misgnet_export.sources.misgnet_checkpoint import open_checkpoint
 
     return open_checkpoint(name, options)

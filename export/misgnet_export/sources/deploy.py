@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from misgnet_calibration.onnx_graph import copied
+from misgnet_calibration.onnx_graph import attribute, copied
 from misgnet_export.graph.export import OPSET
 from misgnet_export.sources.declaration import Declaration, Layout
+from misgnet_export.sources.onnx_session import Session
 from misgnet_export.sources.reference import output_layout
 from misgnet_runtime.bundle import Interface, OutputForm, TensorEntry
-from misgnet_runtime.engines.onnxruntime import session_options
-from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.errors import UsageError
 
 _IR_VERSION = 10  # that torch.onnx.export writes for this opset
 _BATCH = "batch"  # name of the symbolic dimension
@@ -60,7 +59,7 @@ def deploy(bare: onnx.ModelProto, what: Declaration, interface: Interface) -> on
     network = _renamed(bare, {"before", "after", interface.outputs()[0].name})
     outer = _Outer(network.model)
     for name, tensor in zip(what.inputs, _inputs(outer, what, interface), strict=True):
-        network.give(name, tensor)
+        network.give(name, tensor, what, outer)
     head = _Outer(network.model, outer)
     _output(head, network.named(what.output_name), what, layout, interface.outputs()[0])
     return _assembled([*outer.nodes, *network.model.graph.node, *head.nodes], network.model, head, interface)
@@ -125,7 +124,7 @@ class _Outer:
 
 
 def _inputs(outer: _Outer, what: Declaration, interface: Interface) -> list[str]:
-    """Adds the conversion of both dates; returns the tensors that the network's inputs become."""
+    """Adds the conversion of both dates; returns the tensors, float32, that the network's inputs become."""
     dates = [_date(outer, entry, what, interface) for entry in interface.inputs()]
     if what.io == "pair":
         return dates
@@ -145,7 +144,7 @@ def _date(outer: _Outer, entry: TensorEntry, what: Declaration, interface: Inter
         images = outer.add("Transpose", [images], f"{where}_turned", perm=_turn(what.layout))
     if interface.raw:
         images = _normalised(outer, images, where, what)
-    return images if what.dtype == "float32" else outer.add("Cast", [images], f"{where}_cast", to=_TYPES[what.dtype])
+    return images
 
 
 def _turn(to: Layout) -> list[int]:
@@ -259,7 +258,9 @@ class _Network:
 
     def named(self, name: str) -> str:
         """Returns the present name of the tensor that the network calls ``name``."""
-        return self._names.get(name, name)
+        while name in self._names:
+            name = self._names[name]
+        return name
 
     def rename(self, name: str, new: str) -> None:
         """Renames a tensor and all that refers to it."""
@@ -271,9 +272,25 @@ class _Network:
         for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
             value.name = new if value.name == name else value.name
 
-    def give(self, name: str, tensor: str) -> None:
-        """Makes the nodes that read the network's input ``name`` read ``tensor``."""
-        self.rename(self.named(name), tensor)
+    def give(self, name: str, images: str, what: Declaration, outer: _Outer) -> None:
+        """Makes the nodes that read the network's input ``name`` read ``images``, which are float32.
+
+        They are converted to the type that the network reads, unless it only converts that to float32 again.
+        """
+        name, nodes = self.named(name), self.model.graph.node
+        readers = [node for node in nodes if name in node.input]
+        if what.dtype != "float32" and all(_casts_to_float(node) for node in readers):
+            for node in readers:
+                nodes.remove(node)
+                self.rename(node.output[0], images)
+            return
+        if what.dtype != "float32":
+            images = outer.add("Cast", [images], f"{images}_cast", to=_TYPES[what.dtype])
+        self.rename(name, images)
+
+
+def _casts_to_float(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and attribute(node, "to", 0) == TensorProto.FLOAT
 
 
 def _renamed(bare: onnx.ModelProto, reserved: set[str]) -> _Network:
@@ -322,19 +339,6 @@ def _output_shape(bare: onnx.ModelProto, what: Declaration, tile: int) -> tuple[
     channels = what.bands * (2 if what.io == "stacked" else 1)
     image = (channels, tile, tile) if what.layout == "NCHW" else (tile, tile, channels)
     shape = (1, 2, *image) if what.io == "time" else (1, *image)
-    try:
-        session = onnxruntime.InferenceSession(
-            bare.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
-        )
-        zeros = {name: np.zeros(shape, what.dtype) for name in what.inputs}
-        return tuple(session.run([what.output_name], zeros)[0].shape)
-    except Exception as error:  # onnxruntime's errors have no common base class below Exception
-        raise InputError(
-            f"the network does not run on tiles of {tile} x {tile} px with {what.bands} bands as {what.io}: "
-            f"{_line(error)}; check --model-io, --bands and --tile"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    """Returns the first 300 characters of a library's message, on one line."""
-    return " ".join(str(error).split())[:300]
+    zeros = [np.zeros(shape, what.dtype) for _ in what.inputs]
+    with Session(bare, what.inputs, what.output_name) as session:
+        return tuple(session.run(zeros).shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,11 +87,15 @@ def encoder_features(network: MISGNet) -> FeatureExtractor:
         images = normalise(unit_range(np.concatenate((before, after))))
         if images.shape[-1] >= _HALVED_FROM:
             images = F.avg_pool2d(images, 2)
-        maps = network.backbone(images)
-        first, second = torch.cat([_moments(x) for x in maps], 1).chunk(2)
-        return torch.cat(((first + second) / 2, (first - second).abs()), 1).numpy()
+        return statistics_of(network.backbone(images))
 
     return tile_per_core(features)
+
+
+def statistics_of(maps: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Returns features float32 (B, F) of maps (2B, C, h, w) of both dates; see :func:`encoder_features`."""
+    first, second = torch.cat([_moments(x) for x in maps], 1).chunk(2)
+    return torch.cat(((first + second) / 2, (first - second).abs()), 1).numpy()
 
 
 def _moments(maps: Tensor) -> Tensor:

@@ -155,6 +155,6 @@ def kind_of(name: str) -> SourceKind:
     if name.lower().endswith(".onnx"):
         return "onnx"
     module, _, factory = name.rpartition(":")
-    if module and factory.isidentifier() and not Path(name).is_file():
+    if module and (factory.isidentifier() or module.endswith(".py")) and not Path(name).is_file():
         return "pytorch"
     return "misgnet"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import Annotated, Any, Optional, get_args, get_type_hints
 
 import typer
 
@@ -64,6 +64,19 @@ Version = Annotated[
 ]
 
 
+class Given(dict[str, Any]):
+    """The options of a class that were given on the command line, by name, for commands that complete them."""
+
+
+def none_required(context: typer.Context, value: Any) -> Any:
+    """Lets the command be called without its required options: the callback of an eager option of the command.
+
+    The command takes :class:`Given` options and reports missing ones itself.
+    """
+    context.default_map = {param.name: "" for param in context.command.params if param.required}
+    return value
+
+
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Expands each parameter whose type is an option class into that class's options, so that typer sees them.
 
@@ -71,18 +84,21 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
         @takes_options
         def predict(bundle: BundlePath, *, output: Output, options: SceneOptions) -> None: ...
 
-    The command is called with an object of that class, made from the options given.
+    The command is called with an object of that class, made from the options given. A parameter of the type
+    ``Annotated[Given, SceneOptions]`` gets only what was given on the command line.
     """
     hints = get_type_hints(command, include_extras=True)
     classes = {name: kind for name, kind in hints.items() if is_options(kind)}
+    partial = {name: get_args(kind)[1] for name, kind in hints.items() if get_args(kind)[:1] == (Given,)}
 
     def run(**given: Any) -> None:
-        for name, kind in classes.items():
+        for name, kind in (classes | partial).items():
             found = {option: given.pop(option) for option in stated(kind)}
-            given[name] = make(kind, {option: value for option, value in found.items() if value is not None})
+            found = {option: value for option, value in found.items() if value is not None}
+            given[name] = make(kind, found) if name in classes else Given(found)
         command(**given)
 
-    parameters = list(_parameters(command, hints, classes))
+    parameters = list(_parameters(command, hints, classes, partial))
     parameters.sort(key=lambda one: one.kind)  # positional ones first
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -90,15 +106,25 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _parameters(command: Callable[..., None], hints: dict[str, Any], classes: dict[str, type]) -> Iterator[Parameter]:
+def _parameters(
+    command: Callable[..., None], hints: dict[str, Any], classes: dict[str, type], partial: dict[str, type]
+) -> Iterator[Parameter]:
     for name, own in signature(command).parameters.items():
         if name in classes:
-            yield from map(_parameter, stated(classes[name]).values())
+            yield from (_parameter(one) for one in stated(classes[name]).values())
+        elif name in partial:
+            yield from (_parameter(one, callback=_if_given) for one in stated(partial[name]).values())
         else:
             yield own.replace(annotation=hints[name])
 
 
-def _parameter(one: Stated) -> Parameter:
+def _if_given(context: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Returns None for a value that is not on the command line, but the option's default."""
+    source = context.get_parameter_source(param.name or "")
+    return value if source is not None and not source.name.startswith("DEFAULT") else None
+
+
+def _parameter(one: Stated, **more: Any) -> Parameter:
     about, repeated = one.option, one.repeated
     item = str if about.parse else bare(one.type)
     kind: Any = list[item] if repeated else item  # type: ignore[valid-type]
@@ -107,7 +133,7 @@ def _parameter(one: Stated) -> Parameter:
         default = False
     elif default is not MISSING and (repeated or about.parse):  # shown as text; ``make`` supplies the value
         default, show = None, _text(default) if show is None else show
-    more: dict[str, Any] = {
+    more |= {
         "help": about.help, "metavar": about.metavar, "rich_help_panel": about.panel, "envvar": about.envvar,
         "show_default": True if show is None else show or False,
     }  # fmt: skip

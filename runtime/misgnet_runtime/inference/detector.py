@@ -116,7 +116,8 @@ def to_probability(output: NDArray[Any], interface: Interface) -> Probability:
 def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry], max_batch: int) -> str | None:
     """Returns how the engine differs from the stated interface, or None; the order of tensors does not matter."""
     for specs, entries in ((engine.inputs, inputs), (engine.outputs, outputs)):
-        found, stated = sorted(map(_of_spec, specs)), sorted(map(_of_entry, entries))
+        found = sorted(_of_spec(spec, any_batch=max_batch == 1) for spec in specs)
+        stated = sorted(map(_of_entry, entries))
         if found != stated:
             return f"it has {_listed(found)}, the interface says {_listed(stated)}"
     if engine.max_batch < max_batch:
@@ -127,8 +128,10 @@ def misfit(engine: Engine, inputs: list[TensorEntry], outputs: list[TensorEntry]
 _Tensor = tuple[str, str, tuple[int, ...]]
 
 
-def _of_spec(spec: TensorSpec) -> _Tensor:
-    return spec.name, spec.dtype, spec.shape
+def _of_spec(spec: TensorSpec, *, any_batch: bool) -> _Tensor:
+    """Returns what is compared; with ``any_batch``, a graph that computes only batches of 1 counts as any other."""
+    fixed = any_batch and spec.shape[:1] == (1,)
+    return spec.name, spec.dtype, (-1, *spec.shape[1:]) if fixed else spec.shape
 
 
 def _of_entry(entry: TensorEntry) -> _Tensor:

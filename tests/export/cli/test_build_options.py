@@ -19,6 +19,7 @@ from misgnet_export.sources.options import ModelOptions, ModelOutput
 from misgnet_runtime.bundle.targets import parse_target
 from misgnet_runtime.errors import InputError
 from support.commands import exit_code
+from support.paths import DEMO_WEIGHTS
 
 REQUIRED = {"source": "w", "calib": Path("c"), "evaluation": Path("e"), "output": Path("o")}
 GIVEN = ("misgnet-export", "build", "w", "--calib", "c", "--eval", "e", "-o", "o")
@@ -112,6 +113,16 @@ def test_every_field_is_set_by_its_option(requests: list[BuildRequest]) -> None:
     assert all(getattr(default.model, name) != value for name, (_, value) in MODEL.items())
 
 
+def test_everything_that_is_missing_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(cli.main, "misgnet-export", "build", "--calib", "c") == 2
+    assert capsys.readouterr().err == "error: missing: SOURCE, --eval FOLDER, -o FOLDER\n"
+
+
+def test_help_marks_the_required_options() -> None:
+    params = typer.main.get_command(cli.app).commands["build"].params
+    assert {param.name for param in params if param.required} == {"source", "calib", "eval", "output"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -145,3 +156,9 @@ def test_invalid_options_are_rejected_by_name(
 ) -> None:
     assert exit_code(cli.main, *GIVEN, *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tile_that_the_network_does_not_support_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("misgnet-export", "build", DEMO_WEIGHTS, *GIVEN[3:], "--tile", 100)
+    assert exit_code(cli.main, *words) == 2
+    assert "--tile is 100; it must be a multiple of 32, at least 32" in capsys.readouterr().err

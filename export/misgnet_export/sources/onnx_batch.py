@@ -1,0 +1,161 @@
+"""Prepares the graph of an ONNX file for deployment: this project's opset, constants as initializers, any batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
+
+from misgnet_calibration.onnx_graph import copied
+from misgnet_export.graph.export import OPSET
+from misgnet_export.sources.onnx_session import Session
+from misgnet_runtime.errors import InputError, MisgnetError
+
+_BATCH = "batch"
+_PROOF = 3  # batch that must give the same output as single pairs
+_TOLERANCE = 1e-4  # of the output's range
+_VALUES = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
+
+
+def to_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
+    """Returns ``model`` in this project's opset, with constants as initializers.
+
+    Raises:
+        InputError: onnx cannot convert an operator.
+    """
+    converted = copied(model)
+    if opset != OPSET:
+        try:
+            converted = version_converter.convert_version(model, OPSET)
+        except Exception as error:  # onnx's converter raises RuntimeError and its own errors, without a common class
+            raise InputError(
+                f"{name} has opset {opset}, and {_failed(model, error)}; export it with opset_version={OPSET}"
+            ) from error
+    _lift_constants(converted)
+    del converted.graph.value_info[:]
+    return converted
+
+
+def with_any_batch(bare: onnx.ModelProto, inputs: tuple[str, ...], output: str) -> onnx.ModelProto:
+    """Returns a copy of a graph for a batch of 1, changed so that it accepts any batch if it has no other obstacle.
+
+    The batch of inputs and output becomes symbolic. Where a Reshape states the whole shape, its first size is
+    computed, and a Resize to a size becomes one by a factor. Whether that is right must be shown by :func:`is_same`.
+    """
+    sizes = _sizes(bare)
+    model = copied(bare)
+    constants = {item.name: item for item in model.graph.initializer}
+    for index, node in enumerate(model.graph.node):
+        for place, value in _changes(node, constants, sizes).items():
+            node.input.extend([""] * (place + 1 - len(node.input)))
+            node.input[place] = ""
+            if value is not None:
+                node.input[place] = f"{node.output[0]}_any_batch_{index}_{place}"
+                model.graph.initializer.append(numpy_helper.from_array(value, node.input[place]))
+        while node.input and not node.input[-1]:
+            del node.input[-1]
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in (*inputs, output) and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = _BATCH
+    return model
+
+
+def is_same(changed: onnx.ModelProto, original: Session, images: tuple[NDArray[Any], ...]) -> bool:
+    """Returns whether ``changed`` computes for a batch what ``original`` computes for its single pairs.
+
+    Args:
+        changed: The graph for any batch.
+        original: The graph for a batch of 1.
+        images: The network's inputs for a batch of 3.
+    """
+    try:
+        with Session(changed, original.inputs, original.output) as session:
+            found = session.run(images)
+    except MisgnetError:
+        return False
+    single = [original.run(tuple(array[i : i + 1] for array in images)) for i in range(_PROOF)]
+    expected = np.concatenate(single).astype(np.float64)
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return False
+    return bool(np.abs(found - expected).max() <= _TOLERANCE * max(np.ptp(expected), 1e-6))
+
+
+def random_inputs(shape: tuple[int, ...], dtype: str, count: int) -> tuple[NDArray[Any], ...]:
+    """Returns ``count`` inputs of a batch of 3, each (3, *shape): noise, as raw pixels for integers."""
+    generator = np.random.default_rng(0)
+    shape = (_PROOF, *shape)
+    if dtype in ("uint8", "uint16"):
+        return tuple(generator.integers(0, np.iinfo(dtype).max + 1, shape, dtype) for _ in range(count))
+    return tuple(generator.standard_normal(shape, np.float32).astype(dtype) for _ in range(count))
+
+
+def _changes(
+    node: NodeProto, constants: Mapping[str, TensorProto], sizes: Mapping[str, list[int]]
+) -> dict[int, NDArray[Any] | None]:
+    """Returns new constants for inputs of ``node``, by their position; None: the input is left out."""
+    if node.op_type == "Reshape" and node.input[1] in constants:
+        shape = numpy_helper.to_array(constants[node.input[1]]).astype(np.int64)
+        if shape.size and -1 not in shape:
+            return {1: np.array([-1, *shape[1:]], np.int64)}
+        if shape.size and shape[0] == 1:
+            return {1: np.array([0, *shape[1:]], np.int64)}
+    if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in constants:
+        target = numpy_helper.to_array(constants[node.input[3]])
+        start = sizes.get(node.input[0], [])
+        plain = not any(one.name in ("axes", "keep_aspect_ratio_policy") for one in node.attribute)
+        if plain and len(start) == len(target) and start[:1] == [1] == list(target[:1]) and all(start):
+            return {2: np.array([_factor(*pair) for pair in zip(start, target, strict=True)], np.float32), 3: None}
+    return {}
+
+
+def _factor(start: int, target: int) -> float:
+    """Returns a float32 factor with floor(start * factor) = target."""
+    factor = np.float32(target / start)
+    while np.floor(np.float32(start) * factor) < target:
+        factor = np.nextafter(factor, np.float32(np.inf))
+    return float(factor)
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Returns the dimensions of tensors, as far as onnx infers them; 0 is unknown."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in values}
+
+
+def _lift_constants(model: onnx.ModelProto) -> None:
+    """Makes initializers of Constant nodes, so that all that inspects a graph sees their values."""
+    kept = []
+    for node in model.graph.node:
+        value = _constant_of(node)
+        if value is None:
+            kept.append(node)
+        else:
+            value.name = node.output[0]
+            model.graph.initializer.append(value)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _constant_of(node: NodeProto) -> TensorProto | None:
+    if node.op_type != "Constant" or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name not in _VALUES:
+        return None
+    return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), _VALUES[attribute.name]))
+
+
+def _failed(model: onnx.ModelProto, error: Exception) -> str:
+    """Returns which operator could not be converted, as far as onnx's message says."""
+    text = " ".join(str(error).split())
+    named = [word for word in re.findall(r"\w+", text) if word in {node.op_type for node in model.graph.node}]
+    operator = f"its operator {named[0]}" if named else "an operator"
+    return f"onnx cannot convert {operator} to opset {OPSET}: {text[:200]}"
