@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 LEVEL = 0.06  # mean difference of the maps from which a pixel counts as changed
 
 
