@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from misgnet_runtime.accuracy.gate import LEAST_AGREEMENT
-from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.accuracy.gate import LEAST_AGREEMENT, Interval
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import EvaluatedTile
 from misgnet_runtime.accuracy.parity import compare as parity
