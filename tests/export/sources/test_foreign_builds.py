@@ -30,9 +30,11 @@ from support.foreign_networks import (
     Io,
     export,
     of_single_pairs,
+    pairs_of_tiles,
     plain_loop,
     raw_network,
 )
+from support.scenes import write_raster
 
 TILE = 64
 # Kind of output and form of the interface for each way to take both dates; the default tier builds these.
@@ -62,13 +64,8 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(folder / "train", 16, 70, TILE)
     write_split(folder / "test", 4, 71, TILE)
     for date in "AB":
-        pixels = np.asarray(Image.open(folder / "test" / date / "pair_00000.png")).transpose(2, 0, 1)
-        transform = rasterio.transform.from_origin(500_000, 5_000_000, 0.5, 0.5)
-        with rasterio.open(
-            folder / f"{date}.tif", "w", driver="GTiff", width=TILE, height=TILE, count=3, dtype="uint8",
-            crs="EPSG:32633", transform=transform,
-        ) as file:  # fmt: skip
-            file.write(pixels)
+        pixels = np.asarray(Image.open(folder / "test" / date / "pair_00000.png"))
+        write_raster(folder / f"{date}.tif", pixels.transpose(2, 0, 1))
     return folder
 
 
@@ -191,3 +188,32 @@ def test_plan_batches_beyond_the_only_batch_are_refused(tiles: Path, tmp_path: P
     ]  # fmt: skip
     assert exit_code(export_main, "misgnet-export", *words) == 2
     assert "--plan-batches has 4, but the network accepts at most 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bands", "samples", "options"),
+    [(1, "uint8", ()), (4, "uint16", ()), (13, "uint16", ("--input", "float32")), (4, "uint8", ())],
+)
+def test_other_bands_and_16_bit_samples_build(
+    bands: int, samples: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Tiles are GeoTIFFs without labels; the masks' agreement decides."""
+    dates = pairs_of_tiles(20, TILE, bands, samples)
+    for date, tiles in zip("AB", dates, strict=True):
+        for index, pixels in enumerate(tiles):
+            folder = tmp_path / ("test" if index < 4 else "train") / date
+            write_raster(folder / f"tile_{index:02d}.tif", pixels.transpose(2, 0, 1), photometric="MINISBLACK")
+    largest = float(np.iinfo(samples).max)
+    model = export(ForeignNetwork("stacked", "logit1", bands), TILE, torchscript=True)
+    declared = ("--model-output", "logit1", "--mean", 0.4, "--std", 0.25, "--samples", samples)
+    manifest = build(model, tmp_path, tmp_path, *declared, *options)
+    assert manifest.interface.pixels.bands == bands and manifest.interface.samples == samples
+    expected = plain_loop(
+        model, dates[0][:4], dates[1][:4], "stacked", "logit1", (0.4,) * bands, (0.25,) * bands, largest
+    )
+    assert_telling(expected)
+    first = [tmp_path / "test" / date / "tile_00.tif" for date in "AB"]
+    run("predict", tmp_path / "bundle", *first, "-o", tmp_path / "map.tif", "--engine", "cpu-float32")
+    assert_mask(tmp_path / "map.tif", expected[0])
+    run("verify", tmp_path / "bundle")
