@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from misgnet_export.cli.main import main as export_main
 from misgnet_export.pipeline import throughput
 from misgnet_runtime.bundle import IMAGENET_MEAN, IMAGENET_STD, Manifest, read_bundle
 from misgnet_runtime.cli.main import main as run_main
+from misgnet_runtime.inference.throughput import Task, Timing
 from support.commands import exit_code
 from support.foreign_networks import (
     CHANGED,
@@ -49,11 +50,14 @@ OTHERS = [pair for pair in itertools.product(IOS, KINDS) if pair not in [(io, ki
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_round() -> Iterator[None]:
-    """Measures throughput as briefly as possible: these tests do not look at it."""
+def _no_timings() -> Iterator[None]:
+    """Replaces the measurement of throughput, which takes most of the time of such a build."""
+
+    def measured(tasks: Sequence[Task], **_: object) -> list[Timing]:
+        return [Timing(one.entry.name, one.entry.precision, one.batch, 9, 1, 1, 1, 100.0) for one in tasks]
+
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"_BATCHES": (1,), "_ROUNDS": 1, "_ENOUGH_ROUNDS": 1}.items():
-            patch.setattr(throughput, name, value)
+        patch.setattr(throughput, "measure", measured)
         yield
 
 
