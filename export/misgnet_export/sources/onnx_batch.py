@@ -44,22 +44,27 @@ def to_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
 def with_any_batch(
     bare: onnx.ModelProto, inputs: tuple[str, ...], output: str, images: tuple[NDArray[Any], ...]
 ) -> onnx.ModelProto | None:
-    """Returns a copy of a graph for a batch of 1 that accepts any batch and outputs the same; None if none is found.
+    """Returns ``bare``, or a copy that accepts any batch and outputs the same; None if none is found.
 
-    The batch of inputs and output becomes symbolic. Where a Reshape states the whole shape, one size is computed: the
-    first, or else the first that is 1. A Resize to a size becomes one by a factor.
+    In a copy, the batch of inputs and output is symbolic. Where a Reshape states the whole shape, one size is
+    computed: the first, or else the first that is 1. A Resize to a size becomes one by a factor.
 
     Args:
-        bare: The graph.
+        bare: The graph. Its batch may be 1, or symbolic: exporters declare that also if constants inside fix it.
         inputs: Names of its inputs.
         output: Name of its output.
         images: Inputs for a batch of 3, for which the output must equal those of single pairs.
+
+    Raises:
+        InputError: The graph does not run on single pairs of ``images``.
     """
     with Session(bare, inputs, output) as original:
         expected = np.concatenate([original.run([x[i : i + 1] for x in images]) for i in range(_PROOF)])
+    if _outputs(bare, inputs, output, images, expected):
+        return bare
     sizes = _sizes(bare)
-    tried = (_changed(bare, inputs, output, sizes, first=first) for first in (True, False))
-    return next((model for model in tried if _outputs(model, inputs, output, images, expected)), None)
+    changed = (_changed(bare, inputs, output, sizes, first=first) for first in (True, False))
+    return next((model for model in changed if _outputs(model, inputs, output, images, expected)), None)
 
 
 def _changed(

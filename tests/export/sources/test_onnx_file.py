@@ -182,6 +182,33 @@ def test_batch_that_cannot_be_changed_stays_1(
     assert np.abs(found - expected).max() < 1e-5, "pair by pair"
 
 
+def test_batch_that_is_only_declared_dynamic_is_found(tmp_path: Path, of_open_cd: onnx.ModelProto) -> None:
+    """Exporters declare a symbolic batch also where constants inside the graph fix it."""
+    model = of_single_pairs(of_open_cd)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    assert opened(model, tmp_path, **ENOUGH).largest_batch == 1
+    plain = onnx.load_from_string(of_open_cd.SerializeToString())
+    plain.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    source = opened(plain, tmp_path, **ENOUGH)
+    assert source.largest_batch is None
+    assert source.findings[-1] == "batches give the same output as single pairs"
+
+
+def test_network_of_other_tiles_than_the_default_is_accepted(tmp_path: Path) -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[b,6,h,w] x) => (float[b,2,h,w] y) <float[1,1,96,1] rows = {0}, int64[2] classes = {1, 4}> {
+            z = Gather <axis = 1> (x, classes)
+            y = Add (z, rows)
+        }""")
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((1, 1, 96, 1), np.float32), "rows"))
+    source = opened(model, tmp_path, **ENOUGH)
+    assert source.findings[-1] == "batches were not tried: it does not run on tiles of 256 px"
+    assert source.float_model(Interface(96, 4)).export()
+    with pytest.raises(InputError, match="does not run on"):
+        source.float_model(Interface(64, 4))
+
+
 def of_text(body: str, constants: dict[str, Any]) -> onnx.ModelProto:
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
         g (float[1,2,8,8] x) => (float[1,1,h,w] y) {{ {body} }}""")

@@ -98,8 +98,8 @@ def model_config(
     )
     for target, tensors in ((config.input, interface.inputs()), (config.output, interface.outputs())):
         for tensor in tensors:
-            batch = [] if batched else [1] if single else tensor.shape[:1]
-            target.add(name=tensor.name, data_type=_type(schema, tensor), dims=[*batch, *tensor.shape[1:]])
+            first = [] if batched else [1] if single else tensor.shape[:1]
+            target.add(name=tensor.name, data_type=_type(schema, tensor), dims=[*first, *tensor.shape[1:]])
     _add_instances(schema, config, entry, serving)
     preferred = preferred_batches(entry, speeds, largest)
     if batched:
