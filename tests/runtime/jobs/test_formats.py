@@ -142,11 +142,10 @@ def test_verify_and_info_pass(place: Place, capsys: pytest.CaptureFixture[str]) 
     assert "trained on 0.5 m per pixel" in printed
 
 
-def test_bench_measures_tiles_and_a_scene(four: Place) -> None:
-    out = four.root / "bench.json"
+def test_bench_measures_tiles_and_a_scene(four: Place, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--seconds", 0.1, "--rounds", 1, "--warm-up", 0, "--batch", 1, "--streams", 1, "--scene", *four.rasters
-    assert four.run("bench", four.bundle, *words, "--json", out) == 0
-    assert json.loads(out.read_bytes())["scene"]["tiles"] == 6
+    assert four.run("--log", "json", "bench", four.bundle, *words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["scene"]["tiles"] == 6
 
 
 def test_openvino_reads_the_format(tmp_path: Path, place: Place) -> None:
