@@ -77,8 +77,7 @@ def resolve(found: Found, options: ModelOptions, name: str) -> tuple[Declaration
         raise UsageError("--samples is uint16, but the network reads uint8; leave --samples out")
     normalization = _normalization(found, options, bands, samples, asked)
     multiple = _multiple(found, options)
-    if options.resolution is not None and not 0 < options.resolution < math.inf:
-        raise UsageError(f"--resolution is {options.resolution:g}; expected metres per pixel, more than 0")
+    check_resolution(options)
     words = _found_words(found, inputs, io, bands, output_name)
     asked.refuse(name, words)
     assert io is not None and bands is not None and normalization is not None, "asked for"
@@ -89,6 +88,12 @@ def resolve(found: Found, options: ModelOptions, name: str) -> tuple[Declaration
         normalization=normalization, multiple=multiple,
     )  # fmt: skip
     return declaration, (*words, _declared_words(options, declaration))
+
+
+def check_resolution(options: ModelOptions) -> None:
+    """Raises UsageError for a resolution that is not a length."""
+    if options.resolution is not None and not 0 < options.resolution < math.inf:
+        raise UsageError(f"--resolution is {options.resolution:g}; expected metres per pixel, more than 0")
 
 
 def _inputs(found: Found, options: ModelOptions, asked: _Asked) -> tuple[str, ...]:

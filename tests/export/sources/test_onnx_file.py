@@ -264,6 +264,22 @@ def test_network_of_raw_pixels_declares_only_its_output(tmp_path: Path) -> None:
     assert source.entry.layout == "NHWC" and source.entry.parameters == 1  # the number of white
 
 
+def test_integers_and_double_precision_inside_are_accepted(tmp_path: Path) -> None:
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[b,6,{TILE},{TILE}] x) => (float[b,2,{TILE},{TILE}] y) <int64[2] classes = {{1, 4}}> {{
+            sizes = Shape (x)
+            exact = Cast <to = 11> (x)
+            square = Mul (exact, exact)
+            float = Cast <to = 1> (square)
+            same = Reshape (float, sizes)
+            y = Gather <axis = 1> (same, classes)
+        }}""")
+    source = opened(model, tmp_path, **ENOUGH)
+    found, expected = probability_of(source)
+    assert np.abs(found - expected).max() < 1e-5
+    assert source.float_model(Interface(TILE, 4)).export()
+
+
 def test_network_that_joins_both_dates_can_be_split(tmp_path: Path) -> None:
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 20]>
         g (float[b,3,{TILE},{TILE}] first, float[b,3,{TILE},{TILE}] second) => (float[b,3,{TILE},{TILE}] y)
