@@ -10,6 +10,7 @@ from misgnet_calibration.statistics.tile_selection import (
     FewTilesWarning,
     Selection,
     draw_tiles,
+    pixel_features,
     select_tiles,
 )
 from misgnet_export.pipeline.progress import StageLog
@@ -24,7 +25,7 @@ from misgnet_runtime.raster.dataset import TileSet, read_source
 from misgnet_runtime.raster.leakage import check_disjoint
 
 _DECISION_TILES = 32
-_REPRESENT = "representative of the set: stratified by change and brightness, spread in the float encoder's features"
+_REPRESENT = "representative of the set: stratified by change and brightness, spread in "
 
 
 def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
@@ -61,9 +62,10 @@ def _select(
     count = min(request.calib_tiles, len(calib))
     selection = None
     with log.stage("select calibration tiles") as stage:
-        if request.selection == "represent" and count < len(calib) and features is not None:
-            selection = select_tiles(calib, count, request.seed, features, stage.progress)
-            chosen, how = selection.tiles, _REPRESENT
+        if request.selection == "represent" and count < len(calib):
+            selection = select_tiles(calib, count, request.seed, features or pixel_features, stage.progress)
+            space = "the float encoder's features" if features else "statistics of the pixels"
+            chosen, how = selection.tiles, _REPRESENT + space
         elif request.selection == "first":
             chosen, how = calib.subset(range(count)), "the first ones"
         else:

@@ -72,7 +72,10 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
 
 def _selection(found: Selection) -> dict[str, Any]:
     """Returns the selected calibration tiles and the reasons, as JSON."""
-    how = "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features"
+    how = (
+        "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features, "
+        "or in statistics of their pixels if no encoder is known"
+    )
     return {
         "how": how,
         "strata": [asdict(stratum) for stratum in found.strata],
