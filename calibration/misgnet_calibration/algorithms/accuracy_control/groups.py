@@ -46,8 +46,8 @@ class Costed(Protocol):
 def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "balanced") -> tuple[Group, ...]:
     """Returns the groups of ``sites``, in the order of their first sites.
 
-    A module's operators without MACs form a separate group: reverting them costs no speed. Operators that share a weight,
-    such as those of an encoder that runs once for each date, are in one group unless ``depth`` says otherwise.
+    A module's operators without MACs form a separate group: reverting them costs no speed. At depth "balanced",
+    operators that share a weight, such as those of an encoder that runs once for each date, are in one group.
 
     Args:
         graph: The float graph.
@@ -55,10 +55,8 @@ def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "bala
         depth: "balanced" for any network (:func:`balanced_names`), or a depth in the modules of MISGNet.
     """
     costs = {site.node: graph.macs(graph.by_name[site.node]) for site in sites}
-    if depth == "balanced":
-        names = _balanced(graph, sites, costs)
-    else:
-        names = {node: group_name(node, depth) for node in costs}
+    balanced = depth == "balanced"
+    names = _balanced(graph, sites, costs) if balanced else {node: group_name(node, depth) for node in costs}
     nodes: dict[str, list[str]] = defaultdict(list)
     totals: Counter[str] = Counter()
     for node, cost in costs.items():
