@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from misgnet_export.pipeline.agreement import INT8_AGREEMENT
-from misgnet_runtime.accuracy.gate import Interval
+from misgnet_runtime.accuracy.gate import LEAST_AGREEMENT, Interval
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import EvaluatedTile
 from misgnet_runtime.accuracy.parity import compare as parity
@@ -26,8 +25,8 @@ class Scores:
     @property
     def notes(self) -> list[str]:
         """Returns warnings about the scores."""
-        broken = f"broken: fewer than {100 * INT8_AGREEMENT:.0f} % of the pixels agree"
-        return [broken] if self.agreement < INT8_AGREEMENT else []
+        broken = f"broken: fewer than {100 * LEAST_AGREEMENT:.0f} % of the pixels agree"
+        return [broken] if self.agreement < LEAST_AGREEMENT else []
 
 
 def scores_of(reference: list[EvaluatedTile], found: list[EvaluatedTile]) -> Scores:

@@ -1,4 +1,4 @@
-"""Runs bundles of change-detection networks without torch or onnx. The lowest layer: it imports none of this project's other packages.
+"""Runs bundles of change-detection networks without torch or onnx. It imports none of this project's other packages.
 
     from misgnet_runtime import open_bundle
 

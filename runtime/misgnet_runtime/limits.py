@@ -161,7 +161,7 @@ READERS = (
               "memory"),
         Limit("nested messages", ONNX_DEPTH, "", "a graph without branches has 7"),
         Limit("axes of a tensor", ONNX_AXES, "", "windows of a transformer have 6"),
-    ), seconds=20, mebibytes=4_608),
+    ), seconds=20, mebibytes=4_096),
     Reader(name="image", file="tiles and images",
            how="PNG, TIFF or JPEG by their first bytes, not by the file name", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),

@@ -127,7 +127,9 @@ def test_names_that_quantization_adds_keep_the_module_although_tensors_have_slas
 
 def test_graphs_within_graphs_are_refused() -> None:
     text = """g (bool c, float[1] x) => (float[1] y) {
-        y = If (c) <then_branch = a () => (float[1] t) { t = Relu (x) }, else_branch = b () => (float[1] e) { e = Abs (x) }>
+        y = If (c) <
+            then_branch = a () => (float[1] t) { t = Relu (x) }, else_branch = b () => (float[1] e) { e = Abs (x) }
+        >
     }"""
     with pytest.raises(InputError, match=r"If 'y/If_y' contains a graph of its own; export .* without control flow"):
         Graph(parsed(text, {}))
@@ -145,7 +147,9 @@ def test_operators_of_unknown_shape_stay_float() -> None:
 def test_rules_for_modules_of_misgnet_apply_only_where_they_are_handed_in() -> None:
     """``backbone`` is the name of many encoders: without this, TensorRT for RTX would keep all of them in float."""
     graph = Graph(two_branch())
-    rules = {name: {p.rule.name for p in placements(graph, r)} for name, r in (("own", MISGNET.applied_to(RTX)), ("", RTX))}
+    rules = {
+        name: {p.rule.name for p in placements(graph, r)} for name, r in (("own", MISGNET.applied_to(RTX)), ("", RTX))
+    }
     assert "encoder" in rules["own"] and "encoder" not in rules[""]
     assert len(quantizer_sites(graph, RTX)) > len(quantizer_sites(graph, MISGNET.applied_to(RTX)))
     assert not any(rule.within for recipe in RECIPES for rule in recipe.rules)
@@ -287,7 +291,9 @@ def test_a_gate_of_one_channel_is_not_taken_for_the_logit() -> None:
     }"""
     weights = {"w": np.ones((1, 4, 1, 1), np.float32), "b": np.ones(1, np.float32)}
     assert logit_operator(Graph(parsed(text, weights))) is None
-    last = parsed(text.replace("Mul (x, gate)", "Identity (gate)").replace("[batch,4,8,8] y", "[batch,1,8,8] y"), weights)
+    last = parsed(
+        text.replace("Mul (x, gate)", "Identity (gate)").replace("[batch,4,8,8] y", "[batch,1,8,8] y"), weights
+    )
     found = logit_operator(Graph(last))
     assert found is not None and found.output[0] == "logit"
 
@@ -342,5 +348,11 @@ def test_weights_that_two_dates_share_are_quantized_once_for_each_scale() -> Non
     """Without a bias, scales of a weight depend on nothing else, so both dates read one quantized weight."""
     model = foreign("mobile")
     found = quantize(model, OPENVINO, ranges_of(model, OPENVINO), {})
-    names = [item.name for item in found.model.graph.initializer if item.data_type == TensorProto.INT8 and len(item.dims) == 4]
-    assert len(names) == len({numpy_helper.to_array(i).tobytes() for i in found.model.graph.initializer if i.name in names})
+    names = [
+        item.name
+        for item in found.model.graph.initializer
+        if item.data_type == TensorProto.INT8 and len(item.dims) == 4
+    ]
+    assert len(names) == len(
+        {numpy_helper.to_array(i).tobytes() for i in found.model.graph.initializer if i.name in names}
+    )

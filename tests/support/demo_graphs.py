@@ -10,6 +10,7 @@ import onnx
 
 from misgnet.checkpoint import read_network
 from misgnet.synthetic import write_split
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import RTX, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.statistics.cache import ActivationStatistics
@@ -29,8 +30,9 @@ RECIPES = (TENSORRT, RTX, TENSORRT_FP16)
 def demo_graph(recipe: Recipe) -> onnx.ModelProto:
     """Returns the graph of one of RECIPES. The first call takes about half a minute, since it exports the network."""
     model, observed = _start()
+    own = MISGNET.applied_to(recipe)
     ranges = observed.ranges(MAX, symmetric=recipe.symmetric_activations) if recipe.int8 else {}
-    return quantize(model, recipe, ranges, observed.absolute_maxima).model
+    return quantize(model, own, ranges, observed.absolute_maxima, float32_scopes=MISGNET.float32_scopes).model
 
 
 @cache
@@ -40,4 +42,4 @@ def _start() -> tuple[onnx.ModelProto, ActivationStatistics]:
     model = rewrite(simplify_graph(exported), for_gpu=True)
     with TemporaryDirectory() as folder:
         write_split(Path(folder), 1, 7)
-        return model, observe(model, INTERFACE, TileSet.open(Path(folder), 256), list(RECIPES))
+        return model, observe(model, INTERFACE, TileSet.open(Path(folder), 256), list(map(MISGNET.applied_to, RECIPES)))

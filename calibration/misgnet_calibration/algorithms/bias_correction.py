@@ -40,8 +40,8 @@ _UNDECIDED = 3.0  # logits of pixels that count, 0.05 to 0.95 in probability; th
 _TINY = 1e-300
 # Operators between the logit and the output of the graph.
 _PRESENTING = frozenset({
-    "Resize", "Upsample", "Sigmoid", "Greater", "Less", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
-    "Identity", "Slice", "Gather", "Not", "Sub", "Concat", "Softmax", "DepthToSpace", "Pad",
+    "Resize", "Upsample", "Sigmoid", "Greater", "Less", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
+    "Flatten", "Identity", "Slice", "Gather", "Not", "Sub", "Concat", "Softmax", "DepthToSpace", "Pad",
 })  # fmt: skip
 
 

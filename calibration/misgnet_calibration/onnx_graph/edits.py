@@ -56,7 +56,7 @@ def bias_of(graph: Graph, node: onnx.NodeProto) -> Operand | None:
 
 def _channels(graph: Graph, name: str) -> int | None:
     """Returns the last dimension of the second operand of a product; None if it cannot be inferred."""
-    return (graph.shape(name) or [None])[-1] if graph.has_shape(name) else None
+    return next(reversed(graph.shape(name)), None) if graph.has_shape(name) else None
 
 
 def with_bias(model: onnx.ModelProto, corrections: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:

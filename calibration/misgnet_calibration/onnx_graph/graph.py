@@ -153,8 +153,9 @@ def interpolates(node: onnx.NodeProto) -> bool:
 def scope(node: onnx.NodeProto) -> str:
     """Returns the module that a node comes from, such as ``backbone.block1.0.attn.q``; "" if its name has none.
 
-    Two forms of names are read: MODULE/OPERATOR_TENSOR, which this project writes (a tensor's name may contain slashes),
-    and paths such as ``/layer1/layer1.0/conv1/Conv`` of other exporters, whose module is ``layer1.layer1.0.conv1``.
+    Two forms of names are read: MODULE/OPERATOR_TENSOR, which this project writes (a tensor's name may contain
+    slashes), and paths such as ``/layer1/layer1.0/conv1/Conv`` of other exporters, whose module is
+    ``layer1.layer1.0.conv1``.
     """
     module, _, operator = node.name.partition("/")
     if operator.startswith(f"{node.op_type}_"):

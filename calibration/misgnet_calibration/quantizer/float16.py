@@ -95,9 +95,8 @@ def _fragile(graph: Graph) -> dict[str, str]:
         if node.op_type == "GridSample":
             found[node.name] = _COORDINATES
             _add_coordinates(graph, node.input[1], found)
-        elif node.op_type in _MEANS and (square := graph.producer.get(node.input[0])) is not None:
-            if _is_square(graph, square):
-                found |= {square.name: _SQUARES, node.name: _SQUARES}
+        elif node.op_type in _MEANS and (square := graph.producer.get(node.input[0])) and _is_square(graph, square):
+            found |= {square.name: _SQUARES, node.name: _SQUARES}
     return found
 
 
@@ -114,7 +113,9 @@ def _add_coordinates(graph: Graph, name: str, found: dict[str, str]) -> None:
 def _is_square(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type == "Mul":
         return bool(node.input[0] == node.input[1])
-    return node.op_type == "Pow" and node.input[1] in graph.constants and bool((graph.constant(node.input[1]) == 2).all())
+    return (
+        node.op_type == "Pow" and node.input[1] in graph.constants and bool((graph.constant(node.input[1]) == 2).all())
+    )
 
 
 def _defined_for_float16(node: onnx.NodeProto, opset: int) -> bool:

@@ -22,8 +22,8 @@ _REQUESTED = "requested with --placement all"
 _OPENVINO = "docs.openvino.ai, OpenVINO Low Precision Transformations"
 _OPENVINO_CONV = "docs.openvino.ai, ConvolutionTransformation: activations dequantized per tensor"
 _DECONVOLUTION = (
-    "github.com/NVIDIA/TensorRT/issues/1694, 1699: wrong results, versions differ in the axis of its scales; 1934: groups "
-    "are rejected"
+    "github.com/NVIDIA/TensorRT/issues/1694, 1699: wrong results, versions differ in the axis of its scales; 1934: "
+    "groups are rejected"
 )
 _GROUPED = "github.com/NVIDIA/TensorRT/issues/4529: grouped INT8 is slower than FP16"
 _MEASURED_DEPTHWISE = (

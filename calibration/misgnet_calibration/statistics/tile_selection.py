@@ -1,9 +1,9 @@
 """Selects calibration tiles: a few that represent thousands.
 
 The tiles are split into strata by their share of change and their brightness. Each stratum contributes a number of
-tiles. Within a stratum, tiles are picked that are far from one another in the features of the float encoder (greedy
-k-centre: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). This includes rare
-kinds of tiles, and excludes near duplicates.
+tiles. Within a stratum, tiles are picked that are far from one another in the features of the float encoder, or in
+statistics of their pixels if no encoder is known (greedy k-centre: Gonzalez, "Clustering to minimize the maximum
+intercluster distance", 1985). This includes rare kinds of tiles, and excludes near duplicates.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ BRIGHTNESS_CLASSES = 3  # with the same number of tiles each
 _FEATURES = 64  # maximum number of feature values kept per tile
 _BATCH = 4
 
-FeatureExtractor = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+FeatureExtractor = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]  # of ``Pixels`` of both dates
 
 
 class FewTilesWarning(UserWarning):
@@ -40,7 +42,7 @@ class TileSummary:
 
     name: str
     changed: float  # share of changed pixels, 0 to 1
-    brightness: float  # mean, 0 to 1
+    brightness: float  # mean of all bands, 0 to 1
     features: NDArray[np.float32]  # (F,)
 
 
@@ -78,9 +80,9 @@ def select_tiles(
 ) -> Selection:
     """Returns ``count`` tiles that represent ``tiles``, or all of them if there are fewer.
 
-    ``features`` maps uint8 tiles (B, T, T, 3) of both dates to the float encoder's features, float32 (B, F). Tiles are
-    read in batches, and only a few numbers of each are kept. The same seed picks the same tiles. Raises InputError
-    below 16 tiles, warns with FewTilesWarning below 100.
+    ``features`` maps tiles (B, T, T, C) of both dates, uint8 or uint16, to features float32 (B, F): those of the float
+    encoder, or :func:`pixel_features`. Tiles are read in batches, and only a few numbers of each are kept. The same
+    seed picks the same tiles. Raises InputError below 16 tiles, warns with FewTilesWarning below 100.
     """
     check_count(tiles, count)
     summaries = describe_tiles(tiles, features, seed, progress)
@@ -108,6 +110,26 @@ def check_count(tiles: TileSet, count: int) -> None:
         warnings.warn(f"{found}; {RECOMMENDED_TILES} or more are recommended", FewTilesWarning, stacklevel=3)
 
 
+def pixel_features(before: Pixels, after: Pixels) -> NDArray[np.float32]:
+    """Returns statistics of tiles (B, T, T, C) of both dates, for networks of which no encoder is known.
+
+    Per band: the mean, the standard deviation and the gradient energy, which is high in towns. Of each, the mean
+    over both dates and their absolute difference, so that swapping the dates changes nothing.
+
+    Returns:
+        Float32 (B, 6C); pixels count as shares of the largest value of their type.
+    """
+    first, second = _moments(before), _moments(after)
+    return np.concatenate(((first + second) / 2, np.abs(first - second)), axis=1)
+
+
+def _moments(images: Pixels) -> NDArray[np.float32]:
+    """Returns mean, standard deviation and root mean square of neighbours' differences per band, (B, 3C)."""
+    x = images.astype(np.float32) / np.iinfo(images.dtype).max
+    steps = [np.square(np.diff(x, axis=axis)).mean((1, 2)) for axis in (1, 2)]
+    return np.concatenate((x.mean((1, 2)), x.std((1, 2)), np.sqrt(steps[0] + steps[1])), axis=1)
+
+
 def describe_tiles(
     tiles: TileSet, features: FeatureExtractor, seed: int, progress: Progress | None = None
 ) -> list[TileSummary]:
@@ -123,7 +145,7 @@ def describe_tiles(
             projection = _projection(found.shape[1], seed)
         for tile, values in zip(part, found @ projection, strict=True):
             if not np.isfinite(values).all():
-                raise InputError(f"calibration tile {tile.ref.name}: NaN or Inf among the encoder's features")
+                raise InputError(f"calibration tile {tile.ref.name}: NaN or Inf among its features")
             summaries.append(_summary(tile, values))
         if progress:
             progress(len(summaries), len(tiles))
@@ -195,7 +217,7 @@ def spread_out(
 
 
 def _summary(tile: Tile, features: NDArray[np.float32]) -> TileSummary:
-    brightness = float(np.mean([tile.before.mean(), tile.after.mean()]) / 255)
+    brightness = float(np.mean([tile.before.mean(), tile.after.mean()]) / np.iinfo(tile.before.dtype).max)
     return TileSummary(tile.ref.name, float(tile.label[tile.owned].mean()), brightness, features)
 
 

@@ -29,7 +29,9 @@ def simplify_graph(model: onnx.ModelProto, *, norms_fold: bool = True) -> onnx.M
     try:
         simplified, agrees = onnxsim.simplify(model, skipped_optimizers=_SKIPPED)
     except Exception as error:  # whatever its passes raise about this graph: they have no common base class
-        raise GateFailed(f"onnxsim cannot simplify the graph: {_first_line(error)}; export it in another form") from error
+        raise GateFailed(
+            f"onnxsim cannot simplify the graph: {_first_line(error)}; export it in another form"
+        ) from error
     if not agrees:
         raise GateFailed("the graph simplified by onnxsim does not compute the same output as the exported one")
     left = [node.name for node in simplified.graph.node if node.op_type == "BatchNormalization"]

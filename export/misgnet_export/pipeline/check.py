@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, replace
 from pathlib import Path
 
-from misgnet_export.pipeline.request import BuildRequest, check_request, with_interface
+from misgnet_export.pipeline.request import BuildRequest, check_model, check_request, with_interface
 from misgnet_export.sources import open_source
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
@@ -17,19 +17,19 @@ from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing
 
 
-def check_build(request: BuildRequest) -> list[str]:
-    """Returns what was found, and what a build still needs, in words.
+def check_build(request: BuildRequest, report: Callable[[str], None]) -> None:
+    """Reports what was found, and what a build still needs, in words.
 
     Args:
         request: The options; required ones that are missing are None.
+        report: Is called with each line.
 
     Raises:
         MisgnetError: A build could not start. One message states all reasons; its class is that of the first one.
     """
     problems: list[MisgnetError] = []
-    found: list[str] = []
     with _collected(problems):
-        found += _check_source(request)
+        _check_source(request, report)
     with _collected(problems):
         check_request(request)
     if request.output is not None:
@@ -38,12 +38,12 @@ def check_build(request: BuildRequest) -> list[str]:
     for flag, folder in (("--calib", request.calib), ("--val", request.val), ("--eval", request.evaluation)):
         if folder is not None:
             with _collected(problems):
-                found.append(_check_tiles(flag, folder))
+                report(_check_tiles(flag, folder))
     if problems:
         raise type(problems[0])("; ".join(dict.fromkeys(map(str, problems))))
     lacking = [one for one in stated(BuildRequest).values() if one.default is MISSING and one.value_in(request) is None]
     needs = f"; it also needs {', '.join(one.usage for one in lacking)}" if lacking else ""
-    return [*found, f"a build can start{needs}"]
+    report(f"a build can start{needs}")
 
 
 @contextmanager
@@ -54,12 +54,20 @@ def _collected(problems: list[MisgnetError]) -> Iterator[None]:
         problems.append(error)
 
 
-def _check_source(request: BuildRequest) -> list[str]:
+def _check_source(request: BuildRequest, report: Callable[[str], None]) -> None:
     if request.source is None:
         raise UsageError("missing: SOURCE")
-    source = open_source(request.source, request.model)
+    try:
+        source = open_source(request.source, request.model)
+    except UsageError as error:
+        for words in getattr(error, "__notes__", ()):
+            report(words)
+        raise
+    for words in source.findings:
+        report(words)
     fixed, interface = with_interface(replace(request, tile=None) if request.tile == "auto" else request, source)
-    return [*source.findings, _tiles_in_words(request, interface, fixed.max_batch)]
+    check_model(request, source.float_model(interface))
+    report(_tiles_in_words(request, interface, fixed.max_batch))
 
 
 def _tiles_in_words(request: BuildRequest, interface: Interface, batch: int) -> str:

@@ -58,7 +58,7 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     throughput = {"machine": machine, "timings": draft.evidence.timings}
     (folder / "throughput.json").write_bytes(encode(throughput))
     if draft.sets.selection is not None:
-        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
+        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection, draft.sets.chosen)))
     for graph in _all_graphs(draft):
         if graph.control is not None:
             (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
@@ -70,9 +70,8 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     (folder / "report.html").write_text(render(report), encoding="utf-8")
 
 
-def _selection(found: Selection) -> dict[str, Any]:
+def _selection(found: Selection, how: str) -> dict[str, Any]:
     """Returns the selected calibration tiles and the reasons, as JSON."""
-    how = "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features"
     return {
         "how": how,
         "strata": [asdict(stratum) for stratum in found.strata],

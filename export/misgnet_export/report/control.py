@@ -57,15 +57,28 @@ def step_rows(record: ControlRecord) -> list[list[str]]:
 
 
 def summary(record: ControlRecord) -> str:
-    """Returns the outcome in sentences: the result, its float operators, and the number of evaluations."""
+    """Returns the outcome in sentences: the result, its float operators and their cost, and the number of evaluations.
+
+    The cost is the share of the MACs that is not INT8 any more; what that means in time depends on the engine, whose
+    throughput the report states beside that of the float engines.
+    """
     step = record.chosen
     kept = listed(step.float_groups, record.groups)
     verb = "passes" if record.passed else "is the closest; none passed"
     share = figures.percent(step.int8_share_of_multiply_adds, 1)
     return (
-        f"Step {step.number} {verb}: {step.reason}; {share} of the MACs are INT8. Reverted to float: {kept}. "
+        f"Step {step.number} {verb}: {step.reason}; {share} of the MACs are INT8. "
+        f"Reverted to float: {kept}{_cost(record)}. "
         f"{_effort(record)} in {record.seconds:.0f} s; {_ENDINGS[record.stopped]}."
     )
+
+
+def _cost(record: ControlRecord) -> str:
+    """Returns the share of the MACs that reverting took from INT8; "" if nothing was reverted."""
+    before, after = (step.int8_share_of_multiply_adds for step in (record.steps[0], record.chosen))
+    if not record.chosen.float_groups:
+        return ""
+    return f", which takes {figures.percent(before - after, 1)} of the MACs out of INT8"
 
 
 def _effort(record: ControlRecord) -> str:

@@ -14,6 +14,7 @@ from misgnet_runtime.formatting import truncated
 from misgnet_runtime.storage.schema import Struct
 
 RESAMPLES = 10_000
+LEAST_AGREEMENT = 0.9  # share of pixels; an engine below it is broken, not just lossy, whatever its F1
 
 
 class Interval(Struct, frozen=True):
@@ -85,7 +86,8 @@ def decide(
 
     If the labels hold no change, F1 is undefined. Then the additional false alarms (points of the unchanged pixels) and
     the disagreeing pixels (points) must both stay within the points that ``limit`` allows for an F1 of 1. If they hold
-    changes and the reference finds none of them, its F1 is 0 and no ratio is defined; every engine keeps that F1.
+    changes and the reference finds none of them, its F1 is 0 and no ratio is defined; every engine keeps that F1. An
+    engine whose masks agree in fewer than 90 % of the pixels fails in any case.
 
     Args:
         reference: Counts of the reference model.
@@ -97,20 +99,30 @@ def decide(
         intervals: Bootstrap intervals of drop and ratio.
         labelled: Whether there are labels; without, all pixels are counted as unchanged ones.
     """
+    if agreement < LEAST_AGREEMENT:
+        return _broken_verdict(agreement)
     drop, ratio = f1_drop(reference, engine), f1_ratio(reference, engine)
     if drop is None:
         return _no_change_verdict(reference, engine, agreement, limit.points(None), labelled)
-    if limit.min_f1_ratio is None:
-        allowed = limit.points(reference.f1)
-        if rule == "point":
-            return _drop_verdict(drop, allowed)
-        return _upper_drop_verdict(drop, allowed, intervals.drop if intervals else None)
+    if limit.min_f1_ratio is not None:
+        return _by_ratio(drop, ratio, limit.min_f1_ratio, rule, intervals.ratio if intervals else None)
+    allowed = limit.points(reference.f1)
+    if rule == "point":
+        return _drop_verdict(drop, allowed)
+    return _upper_drop_verdict(drop, allowed, intervals.drop if intervals else None)
+
+
+def _by_ratio(drop: float, ratio: float | None, required: float, rule: GateRule, interval: Interval | None) -> Verdict:
     if ratio is None:
         reason = "the float model's F1 is 0, so the ratio is undefined, and no engine can have a lower F1"
         return Verdict(True, "float model with an F1 of 0", drop, 0.0, reason)
-    if rule == "point":
-        return _ratio_verdict(ratio, limit.min_f1_ratio)
-    return _lower_ratio_verdict(ratio, limit.min_f1_ratio, intervals.ratio if intervals else None)
+    return _ratio_verdict(ratio, required) if rule == "point" else _lower_ratio_verdict(ratio, required, interval)
+
+
+def _broken_verdict(agreement: float) -> Verdict:
+    allowed, differing = round(100 * (1 - LEAST_AGREEMENT), 9), round(100 * (1 - agreement), 9)
+    reason = f"{differing:.3f} points of the pixels differ, {allowed:g} allowed: the engine is broken, not just lossy"
+    return Verdict(False, "agreement", differing, allowed, reason)
 
 
 def _no_change_verdict(

@@ -46,11 +46,12 @@ def _sampled(
     """Returns every n-th pixel of ``rows``: both dates, (h, w, C), whether they are valid, and whether changed."""
     columns = Span(0, pair.grid.width)
     pixels = pair.read(scalings, rows, columns)
-    before, after, valid = pixels.before[::step, ::step], pixels.after[::step, ::step], pixels.valid[::step, ::step]
+    # Copies: views would keep all pixels in memory.
+    before, after = (image[::step, ::step].copy() for image in (pixels.before, pixels.after))
     changed = classes.read(1, window=((rows.start, rows.stop), (columns.start, columns.stop))) == CHANGED
     for axis, length in enumerate(changed.shape):
         changed = np.logical_or.reduceat(changed, np.arange(0, length, step), axis)
-    return before, after, valid, changed
+    return before, after, pixels.valid[::step, ::step].copy(), changed
 
 
 def displayed(before: Image, after: Image, valid: Mask) -> tuple[Image, Image]:

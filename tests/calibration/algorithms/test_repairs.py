@@ -330,15 +330,6 @@ def test_a_convolution_equals_the_product_of_its_rows_and_its_matrix(attributes)
     assert np.array_equal(from_matrix(as_matrix(w, 0), w.shape, 0), w)
 
 
-def test_automatic_padding_is_refused_by_name():
-    model = parsed(
-        'g (float[1,3,8,8] x) => (float[1,5,8,8] y) { y = Conv <auto_pad = "SAME_UPPER"> (x, w) }',
-        {"w": np.ones((5, 3, 3, 3), np.float32)},
-    )
-    with pytest.raises(InputError, match="Conv 'y/Conv_y' uses automatic padding"):
-        sampled_rows(model.graph.node[0], np.ones((1, 3, 8, 8), np.float32), (3, 3), 4, seed=0)
-
-
 # Bias
 
 

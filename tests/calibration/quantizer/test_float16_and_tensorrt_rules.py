@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from misgnet_calibration.onnx_graph.graph import Graph
 from misgnet_calibration.quantizer.checks import check_numbers, check_tensorrt_rules
 from misgnet_calibration.quantizer.float16 import fits_float16, float32_reasons, to_float16
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.qdq import quantize_graph
 from misgnet_calibration.quantizer.quantize import quantize
@@ -26,7 +27,8 @@ from support.graphs import parsed, two_branch
 def quantized(recipe=TENSORRT, maxima: dict[str, float] | None = None) -> onnx.ModelProto:
     model = two_branch()
     names = activations(quantizer_sites(Graph(model), recipe))
-    return quantize(model, recipe, dict.fromkeys(names, Range(-4.0, 4.0)), maxima or {}).model
+    ranges = dict.fromkeys(names, Range(-4.0, 4.0))
+    return quantize(model, recipe, ranges, maxima or {}, float32_scopes=MISGNET.float32_scopes).model
 
 
 OUTPUTS = {"encoder_relu"}  # of two_branch: a LayerNorm reads the tokens of that map
@@ -148,7 +150,7 @@ def test_nan_weights_are_rejected_by_both_recipes():
 
 def test_guidance_and_large_activations_stay_float32():
     graph = Graph(two_branch())
-    kept = float32_reasons(graph, {"encoder_gelu": 600.0, "encoder_sum": 500.0})
+    kept = float32_reasons(graph, {"encoder_gelu": 600.0, "encoder_sum": 500.0}, MISGNET.float32_scopes)
     outside = [name for name in kept if not name.startswith("MGLNet0/")]
     assert outside == ["backbone.block/Gelu_encoder_gelu", "backbone.block/MatMul_encoder_second"]
     inside = [n.name for n in graph.nodes if n.name.startswith("MGLNet0/")]

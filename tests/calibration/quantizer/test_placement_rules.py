@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites, weighted
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import (
@@ -26,6 +27,7 @@ from misgnet_calibration.quantizer.recipes import (
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES, Rule
 from support.graphs import parsed, two_branch
 
+OWN = (MISGNET.applied_to(TENSORRT), MISGNET.applied_to(RTX))  # with the rules for MISGNET's modules
 EVERY = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 EVERY_INT8 = pytest.mark.parametrize("recipe", [r for r in RECIPES if r.int8], ids=lambda recipe: recipe.name)
 
@@ -53,7 +55,7 @@ def test_every_operator_gets_a_rule_and_sites_are_the_int8_ones(recipe: Recipe) 
 
 @EVERY_INT8
 def test_rules_select_the_expected_operators(recipe: Recipe) -> None:
-    found = decided(Graph(two_branch()), recipe)
+    found = decided(Graph(two_branch()), MISGNET.applied_to(recipe))
     expected = {
         "Conv_encoder_stem": "few channels", "Conv_encoder_conv": "convolution",
         "LayerNormalization_encoder_norm": "normalisation", "MatMul_encoder_product": "linear layer",
@@ -89,16 +91,16 @@ MODULES = {
 def test_tensorrt_quantizes_what_stays_int8_and_rtx_only_the_decoder() -> None:
     graph = network(MODULES)
     decisions = {node.name: node.output[0] for node in graph.nodes}
-    chosen = {r.name: {decisions[p.node] for p in quantizer_sites(graph, r)} for r in (TENSORRT, RTX)}
+    chosen = {r.name: {decisions[p.node] for p in quantizer_sites(graph, r)} for r in OWN}
     assert chosen["rtx"] == {"fine", "next", "last"}
     assert chosen["tensorrt"] == {"sr", "embed", "fc1", "fc2", "fine", "next", "last"}
-    found = {decisions[p.node]: p.rule.name for p in placements(graph, TENSORRT)}
+    found = {decisions[p.node]: p.rule.name for p in placements(graph, OWN[0])}
     assert (found["k"], found["wide"]) == ("linear layer of attention", "wide MLP")
 
 
 def test_outputs_are_int8_where_an_int8_operator_or_a_layer_norm_reads_them() -> None:
     graph = network(MODULES)
-    outputs = {r.name: {p.output for p in weighted(quantizer_sites(graph, r)) if p.output} for r in (TENSORRT, RTX)}
+    outputs = {r.name: {p.output for p in weighted(quantizer_sites(graph, r)) if p.output} for r in OWN}
     assert outputs == {"tensorrt": {"sr", "fc1", "relu"}, "rtx": set()}
 
 

@@ -21,6 +21,7 @@ from misgnet_calibration.statistics.tile_selection import (
     allocate,
     describe_tiles,
     pick,
+    pixel_features,
     select_tiles,
     spread_out,
     stratify,
@@ -200,3 +201,42 @@ def test_damaged_statistics_are_an_error(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"seen\.npz cannot be read.*remove the file"):
             load_statistics(path, KEY)
+
+
+@pytest.mark.parametrize(("dtype", "bands"), [(np.uint8, 3), (np.uint16, 13), (np.uint8, 1)])
+def test_pixel_features_do_not_depend_on_the_order_of_dates_or_the_bits_of_a_sample(dtype: type, bands: int) -> None:
+    before, after = np.random.default_rng(5).integers(0, 256, (2, 4, 16, 16, bands), np.uint8)
+    found = pixel_features(before, after)
+    assert found.shape == (4, 6 * bands) and found.dtype == np.float32
+    np.testing.assert_array_equal(found, pixel_features(after, before))
+    wide = [images.astype(dtype) * (np.iinfo(dtype).max // 255) for images in (before, after)]
+    np.testing.assert_allclose(pixel_features(*wide), found, atol=1e-6)
+
+
+def test_pixel_features_tell_bright_rough_and_changed_tiles_apart() -> None:
+    """Bands of the first tile: mean, deviation and gradient energy; then the differences of the dates."""
+    flat = np.full((1, 8, 8, 1), 51, np.uint8)
+    rough = flat + 102 * (np.indices((8, 8)).sum(0) % 2).astype(np.uint8)[None, :, :, None]
+    smooth = np.sort(rough.reshape(1, 8, 8, 1), axis=1)
+    np.testing.assert_allclose(pixel_features(flat, flat), [[0.2, 0, 0, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(pixel_features(rough, rough), [[0.4, 0.2, 0.4 * 2**0.5, 0, 0, 0]], atol=1e-6)
+    assert pixel_features(smooth, smooth)[0, 1] == pytest.approx(0.2)
+    assert pixel_features(smooth, smooth)[0, 2] < 0.2, "the same values, sorted, have hardly any edges"
+    np.testing.assert_allclose(pixel_features(flat, rough)[0, 3:], [0.2, 0.2, 0.4 * 2**0.5], atol=1e-6)
+
+
+def test_tiles_are_selected_by_their_pixels(tmp_path: Path) -> None:
+    root = tmp_path / "tiles"
+    for folder in ("A", "B", "label"):
+        (root / folder).mkdir(parents=True)
+    random = np.random.default_rng(2)
+    for index in range(24):
+        noise = random.integers(0, 4 + 60 * (index % 4), (2, SIDE, SIDE, 3)) + 10 * (index % 3)
+        for folder, pixels in zip(("A", "B"), noise.astype(np.uint8), strict=True):
+            Image.fromarray(pixels).save(root / folder / f"{index:02}.png")
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(root / "label" / f"{index:02}.png")
+    tiles = TileSet.open(root, SIDE)
+    with pytest.warns(FewTilesWarning):
+        selection = select_tiles(tiles, 16, 0, pixel_features)
+    assert len({int(picked.name[:2]) % 4 for picked in selection.picked}) == 4, "all kinds of texture are there"
+    assert all(0 < tile.brightness < 0.5 for tile in describe_tiles(tiles, pixel_features, 0))

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
 from misgnet_export.cli import main as cli
 from support.commands import exit_code
-from support.paths import DEMO_WEIGHTS
+from support.paths import DEMO_WEIGHTS, ROOT
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def test_damaged_tile_is_found(tiles: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ([], "missing: SOURCE"),
         ([DEMO_WEIGHTS, "--tile", 100], "--tile is 100; it must be a multiple of 32"),
+        ([DEMO_WEIGHTS, "--resolution", 0], "--resolution is 0; expected metres per pixel, more than 0"),
         ([DEMO_WEIGHTS, "--bands", 3], "--bands: for an ONNX file or a PyTorch factory"),
     ],
 )
@@ -87,3 +88,12 @@ def test_options_that_contradict_the_network_are_refused(
 ) -> None:
     assert check(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_was_found_is_printed_although_something_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(f"{ROOT / 'tests' / 'support' / 'factory_networks.py'}:siamese", "-o", "new") == 2
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "inputs 'before' and 'after': float32 (B, 3, H, W), NCHW, 3 bands of each date, pair", "output 'output': 2 channels"
+    ]  # fmt: skip
+    assert "2 things cannot be found out; add --model-output logits2 (or" in shown.err

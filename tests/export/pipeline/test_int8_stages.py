@@ -30,10 +30,10 @@ from misgnet_export.pipeline.quantize import RecipeGraph, limit_of, quantize_rec
 from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.bundle.manifest import Interface
-from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import Tile, TileSet
 from support.builds import context_of, request_of
 from support.graphs import parsed, write_tiles
+from support.logs import Collected
 
 INTERFACE = Interface(32, 4)
 REQUEST = request_of(repair="never")
@@ -89,6 +89,13 @@ def write(root: Path, count: int, seed: int) -> TileSet:
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raises the pixel limit: a random network is near the threshold everywhere, so INT8 changes 0.8 % of pixels."""
     monkeypatch.setattr("misgnet_export.pipeline.quantize._DIFFERING", 0.015)
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Collected:
+    found = Collected()
+    monkeypatch.setattr("misgnet_export.pipeline.quantize.current", lambda: found.log)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +174,10 @@ def test_control_fixes_a_graph_with_all_operators_in_int8(recipe: Recipe, tiles)
     assert {"Sigmoid", "Relu", "Mul"} <= reverted
 
 
-def test_control_can_be_disabled(tiles) -> None:
-    with pytest.raises(GateFailed, match="check the calibration tiles"):
-        run(calibrated(tiles, broken="one_relu"), CPU, observer="max", control_minutes=0.0)
+def test_control_can_be_disabled(tiles, logged) -> None:
+    run(calibrated(tiles, broken="one_relu"), CPU, observer="max", control_minutes=0.0)
+    (warning,) = logged.warnings
+    assert warning.endswith("the gate decides about its engines")
     found, _ = run(calibrated(tiles), CPU, max_f1_drop=-50.0, control_minutes=0.0)
     assert found.control is None and len(found.quantized.sites) == 2
 
@@ -194,11 +202,11 @@ def test_requested_calibrator_is_used(tiles) -> None:
     assert found.calibrator.name == "percentile 99.5" and not found.tried
 
 
-def test_broken_graph_fails(tiles) -> None:
+def test_broken_graph_is_reported_and_left_to_the_gate(tiles, logged) -> None:
     start = calibrated(tiles)
     inverted = [1 - prediction for prediction in start.predictions]
-    with pytest.raises(GateFailed, match="check the calibration tiles"):
-        run(replace(start, predictions=inverted), CPU)
+    run(replace(start, predictions=inverted), CPU)
+    assert logged.warnings[0].startswith("the graph for cpu agrees with the float graph in only")
 
 
 def test_loss_on_validation_tiles_measures_f1_pixels_and_probability(tiles) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 pytest.importorskip("onnx", reason="the compiler needs the [export] extra")
 
 from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.placement import activations, quantizer_sites
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT
@@ -48,7 +49,7 @@ def test_every_operator_has_a_precision_and_a_listed_rule(recipe) -> None:
     model = two_branch()
     graph = Graph(model)
     ranges = {name: Range(-4.0, 4.0) for name in activations(quantizer_sites(graph, recipe))}
-    quantized = quantize(model, recipe, ranges, {"encoder_gelu": 600.0})
+    quantized = quantize(model, recipe, ranges, {"encoder_gelu": 600.0}, float32_scopes=MISGNET.float32_scopes)
     rules, entries = placement_entries(graph, recipe, quantized)
     assert [entry.node for entry in entries] == [node.name for node in graph.nodes]
     assert {entry.rule for entry in entries} == {rule.name for rule in rules}

@@ -115,6 +115,14 @@ def test_agreement_alone_decides_without_labels(disagreeing: int, passed: bool) 
     assert verdict.reason.startswith("F1 was not measured (no labels): ")
 
 
+@pytest.mark.parametrize(("agreement", "passed"), [(0.9, True), (0.899, False)])
+@pytest.mark.parametrize("found", [Confusion(tp=50, fn=50, tn=900), Confusion(fn=100, tn=900)])
+def test_engine_with_other_masks_is_broken_whatever_its_f1(found: Confusion, agreement: float, passed: bool) -> None:
+    verdict = decide(found, found, agreement, F1Limit(min_f1_ratio=0.999))
+    assert verdict.passed is passed
+    assert ("broken, not just lossy" in verdict.reason) is not passed
+
+
 def test_fewer_false_alarms_pass() -> None:
     verdict = decide(Confusion(fp=100, tn=900), Confusion(fp=0, tn=1000), 1.0, points(0.0))
     assert verdict.passed and verdict.value == 0

@@ -226,6 +226,6 @@ def test_options_of_one_date_override_options_of_both() -> None:
 
 
 def test_an_invalid_value_exits_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ("predict", "b", "x.tif", "y.tif", "-o", tmp_path / "o.tif", "--before-bands", "1,2", "--cog")
+    words = ("predict", "b", "x.tif", "y.tif", "-o", tmp_path / "o.tif", "--before-bands", "1,x", "--cog")
     assert exit_code(cli.main, "misgnet-run", *words) == 2
-    assert "--before-bands is '1,2'; expected 3 numbers, for example 3,2,1" in capsys.readouterr().err
+    assert "--before-bands is '1,x'; expected 1 to 16 numbers, for example 3,2,1" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Groups the operators that accuracy control reverts together: those of one module, with or without weights.
 
-The modules of MISGNet are known. Of any other network, modules are taken apart until none has more than a small share of
-the MACs: a few dozen groups, of which each costs about as much to revert. Operators whose names state no module are
+The modules of MISGNet are known. Of any other network, modules are taken apart until none has more than a small share
+of the MACs: a few dozen groups, of which each costs about as much to revert. Operators whose names state no module are
 joined to blocks with their neighbours in the order of the graph, up to the same share.
 """
 

@@ -42,8 +42,8 @@ GPU_REWRITES = (
 def rewrite(model: onnx.ModelProto, *, for_gpu: bool = False) -> onnx.ModelProto:
     """Returns a simplified float graph with less work and the same function, up to float32 rounding.
 
-    Each rewrite changes only the patterns it recognises. A graph of an operator set before 18 stays as it is: until then,
-    Softmax and reductions meant something else.
+    Each rewrite changes only the patterns it recognises. A graph of an operator set before 18 stays as it is: until
+    then, Softmax and reductions meant something else.
 
     Args:
         model: The simplified graph.

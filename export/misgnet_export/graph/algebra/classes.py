@@ -27,7 +27,7 @@ def merge_classes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _has_two_classes(rewriting: Rewriting, conv: onnx.NodeProto, resize: onnx.NodeProto) -> bool:
-    """Returns whether ``conv`` has two output channels in one group, a constant weight and bias, and no other readers."""
+    """Returns whether ``conv`` has two output channels in one group, constant weight and bias, and no other readers."""
     graph = rewriting.graph
     is_conv = conv.op_type == "Conv" and len(conv.input) == 3 and graph.weight_of(conv) is not None
     if not is_conv or rewriting.reader(conv.output[0], "Resize") is not resize or attribute(conv, "group", 1) != 1:

@@ -22,7 +22,7 @@ _ELEMENTWISE = ("Gelu", "Relu")  # compute each value independently, so a transp
 
 @dataclass(frozen=True)
 class Linear:
-    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias (C_out,) that is its only reader."""
+    """A MatMul with a constant weight (C_in, C_out), and the Add of a constant bias (C_out,), its only reader."""
 
     product: onnx.NodeProto
     add: onnx.NodeProto

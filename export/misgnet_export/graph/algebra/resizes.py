@@ -1,7 +1,7 @@
 """Writes resizes in the forms that engines support best: by scales, and of the output as products with constants.
 
-Exporters compute the size of a resize from shapes of other tensors, or state it for some axes only. TensorRT for RTX 1.7
-rejects the latter, and ONNX Runtime 1.32 fails on it in INT8 graphs. Scales are the plainest form.
+Exporters compute the size of a resize from shapes of other tensors, or state it for some axes only. TensorRT for RTX
+1.7 rejects the latter, and ONNX Runtime 1.32 fails on it in INT8 graphs. Scales are the plainest form.
 
 A bilinear resize is linear and treats rows and columns separately: y = R x C, where a row of R and a column of C hold
 the two weights of an output row and column. CPU engines keep maps in blocks of 8 or 16 channels: they resize wide maps
