@@ -15,7 +15,7 @@ pytest.importorskip("rasterio", reason="tiles of 13 bands need the [geo] extra")
 
 from benchmarks.contest.environments import REQUIREMENTS, pins
 from benchmarks.contest.guest import ContenderFailed
-from benchmarks.networks import judge, tiles
+from benchmarks.networks import rows, tiles
 from benchmarks.networks import run as benchmark
 from benchmarks.networks.networks import FACTORIES, NETWORKS, WAYS, Network
 from benchmarks.networks.report import Comparison, Report, Row, doubts, table
@@ -94,7 +94,7 @@ def test_figures_that_cannot_be_right_are_marked(changes: dict[str, Any], doubt:
 
 
 def test_row_is_read_from_manifest_and_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "costs_of", lambda _: {"conv": 2, "linear": 3})  # this graph's nodes have no names
+    monkeypatch.setattr(rows, "costs_of", lambda _: {"conv": 2, "linear": 3})  # this graph's nodes have no names
     bundle = bundles.make_bundle(tmp_path / "bundle")
     timing = {"batch": 1, "streams": 1}
     timings = [
@@ -110,7 +110,7 @@ def test_row_is_read_from_manifest_and_evidence(tmp_path: Path, monkeypatch: pyt
     figures = {"f1": 0.5, "changed": 0.1, "agreement": 1.0, "mean_difference": 0.0, "largest_difference": 0.0}
     names = [engine.name for engine in (bundles.FLOAT, bundles.INT8)]
     compared = {"network": {"f1": 0.5, "changed": 0.1}, "engines": dict.fromkeys(names, figures)}
-    row = judge.judged(structs.replace(ROW, engines={}), bundle, compared, "no such device")
+    row = rows.completed(structs.replace(ROW, engines={}), bundle, compared, "no such device")
     assert {name: one.precision for name, one in row.engines.items()} == {
         bundles.FLOAT.name: bundles.FLOAT.precision, bundles.INT8.name: bundles.INT8.precision,
     }  # fmt: skip
@@ -176,7 +176,7 @@ def test_build_without_plans_follows_one_whose_plans_fail(tmp_path: Path, monkey
 
     monkeypatch.setattr(benchmark, "_build", build)
     monkeypatch.setattr(benchmark, "_guest", guest)
-    monkeypatch.setattr(benchmark.judge, "judged", lambda row, *rest: structs.replace(row, rtx=rest[-1]))
+    monkeypatch.setattr(benchmark.rows, "completed", lambda row, *rest: structs.replace(row, rtx=rest[-1]))
     row = benchmark._built(place, network, structs.replace(ROW, engines={}), ["net.onnx"], None)
     assert [benchmark.RTX in words for words in built] == [True, False]
     assert row.rtx == "exit code 5: no kernel" and row.notes == ["a batch of 1"]
