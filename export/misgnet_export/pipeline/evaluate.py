@@ -31,7 +31,7 @@ from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.raster.dataset import TileSet, read_tile
-from misgnet_runtime.raster.quicklook import displayed
+from misgnet_runtime.raster.display import displayed
 
 WORST_SHOWN = 6
 TYPICAL_SHOWN = 3
@@ -163,7 +163,7 @@ def _pictures(
         i = index[name]
         tile = read_tile(tiles[i])
         rows, columns = tile.owned
-        before, after = displayed(tile.before, tile.after, np.ones(tile.label.shape, bool))
+        before, after = displayed(tile.before, tile.after)
         differing = int(np.count_nonzero(reference[i].mask != found[i].mask))
         shown.append(
             TilePicture(
