@@ -330,7 +330,7 @@ def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-PREVIOUS = {"export to ONNX": "read weights", "evaluate cpu": "evaluate PyTorch"}
+PREVIOUS = {"export to ONNX": "read the network", "evaluate cpu": "evaluate PyTorch"}
 
 
 def test_existing_bundle_survives_refused_and_failed_builds(bundle: Path, data: Path) -> None:
