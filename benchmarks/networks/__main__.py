@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("data", type=Path, metavar="DATA", help="Folder of train/, val/ and test/, each with A/, B/ and label/.")
     add("--cache", type=Path, default=home / "misgnet-networks", help="Folder of the networks' environment.")
     add("--keep", type=Path, help="Keep tiles, weights, bundles and rows here; later runs reuse unchanged ones.")
-    add("--minutes", type=float, default=4.0, help="Minutes of each training at most (default: 4).")
+    add("--minutes", type=float, default=2.0, help="Minutes of each training at most (default: 2).")
     add("--control-minutes", type=float, default=1.0, help="As in `misgnet-export build` (default: 1).")
     add("--calib-tiles", type=int, default=32, help="Calibration tiles (default: 32).")
     add("--limit", type=float, default=30.0, help="Time limit in minutes for one step (default: 30).")

@@ -34,8 +34,6 @@ class OnnxFile:
     factory: str | None = None
     io: Io | None = None
     outputs: tuple[str, ...] = ("logits",)
-    # The output with the change, if there are several.
-    output_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,8 @@ class Network:
     factory: str
     io: Io
     output: str
+    # The output about change, if there are several.
+    output_name: str | None = None
     changed: tuple[int, ...] = ()
     # A name in ``PRESETS``, or numbers of all bands.
     normalization: str | Normalization = "imagenet"
@@ -75,8 +75,8 @@ class Network:
         words = ["--model-io", self.io_of(way), "--model-output", self.output, "--multiple", str(self.multiple)]
         if self.changed:
             words += ["--changed", ",".join(map(str, self.changed))]
-        if way == "onnx" and self.onnx.output_name:
-            words += ["--model-output-name", self.onnx.output_name]
+        if self.output_name:
+            words += ["--model-output-name", self.output_name]
         if isinstance(self.normalization, str):
             return [*words, "--normalization", self.normalization]
         # No graph for TensorRT reads 16-bit images, so the runtime normalises them.
@@ -96,8 +96,7 @@ NETWORKS = (
     ),
     Network(
         key="changestar", title="ChangeStar (FarSeg), ResNet-18", package="torchgeo", factory="change_star", io="time",
-        output="probability1",
-        onnx=OnnxFile(factory="bare_change_star", outputs=("bi_seg_logit", "change_prob"), output_name="change_prob"),
+        output="probability1", output_name="change_prob", onnx=OnnxFile(outputs=("bi_seg_logit", "change_prob")),
     ),
     Network(
         key="changevit", title="ChangeViT, ViT-Tiny/16", package="torchgeo", factory="change_vit", io="time",

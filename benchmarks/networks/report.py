@@ -48,7 +48,7 @@ class Row(Struct, frozen=True, kw_only=True):
     exported: str = ""
     trained: bool = True
     parameters: int = 0
-    # Why there is no bundle; the row has no figures then.
+    # Why the bundle was not built; the row has no figures then.
     failed: str = ""
     # Why the figures cannot be right.
     wrong: list[str] = field(default_factory=list)

@@ -8,6 +8,8 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,14 @@ from benchmarks.contest import kept
 from benchmarks.contest.environments import REQUIREMENTS, pins, prepare
 from benchmarks.contest.guest import ContenderFailed, foreign_environment
 from benchmarks.contest.peers import step
-from benchmarks.networks import judge, tiles
+from benchmarks.networks import rows, tiles
 from benchmarks.networks.networks import FACTORIES, GUESTS, WAYS, Network, Way
 from benchmarks.networks.report import Report, Row
 from benchmarks.speed.entrants import fits_processor
 from misgnet_export.pipeline.targets import PRODUCTS
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.machine import describe_machine, usable_cores
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.files import file_sha256
 from misgnet_runtime.storage.schema import encode
@@ -47,7 +49,7 @@ class Options:
     data: Path
     cache: Path
     # Minutes of each training, for accuracy control and per step.
-    minutes: float = 4.0
+    minutes: float = 2.0
     control_minutes: float = 1.0
     limit: float = 30.0
     # Calibration tiles.
@@ -81,9 +83,22 @@ def run(options: Options, work: Path, networks: Iterable[Network], ways: tuple[W
     python = prepare(ENVIRONMENT, options.cache, 60 * options.limit)
     digest = _cut(options.data, work / "tiles")
     place = Place(options=options, work=work, python=python, tiles=digest, sources=_digest_of_sources())
-    rows = [_kept_row(place, network, way) for network in networks for way in ways]
+    networks = list(networks)
+    _train_all(place, networks)
+    made = [_kept_row(place, network, way) for network in networks for way in ways]
     settings = {"side": tiles.SIDE, "calibration": options.calib_tiles, "minutes": options.minutes, **tiles.COUNTS}
-    return Report(describe_machine(), settings, pins(REQUIREMENTS / f"{ENVIRONMENT}.txt"), rows)
+    return Report(describe_machine(), settings, pins(REQUIREMENTS / f"{ENVIRONMENT}.txt"), made)
+
+
+def _train_all(place: Place, networks: list[Network]) -> None:
+    """Trains as many networks at once as there are cores; a training that fails does so again in its row."""
+
+    def train(network: Network) -> None:
+        with suppress(ContenderFailed):
+            _weights(place, network)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(train, networks))
 
 
 def _kept_row(place: Place, network: Network, way: Way) -> Row:
@@ -129,11 +144,11 @@ def _built(place: Place, network: Network, row: Row, source: list[str], threshol
     manifest = read_bundle(bundle).manifest
     with step(f"{network.title}, {row.way}: comparing"):
         asked = _request(place, network, "test") | {
-            "bundle": bundle, "engines": list(judge.engines_here(manifest)), "threshold": manifest.threshold,
+            "bundle": bundle, "engines": list(rows.engines_here(manifest)), "threshold": manifest.threshold,
         }  # fmt: skip
         compared = _guest(place, network, "compare", asked)
     row = structs.replace(row, seconds=seconds, notes=_warnings(log))
-    return judge.judged(row, bundle, compared, reason)
+    return rows.completed(row, bundle, compared, reason)
 
 
 def _build_options(place: Place, network: Network, threshold: float | None) -> list[str]:
@@ -148,7 +163,7 @@ def _build_options(place: Place, network: Network, threshold: float | None) -> l
 
 def _build(place: Place, words: list[str], bundle: Path, log: Path) -> None:
     """Runs ``misgnet-export build`` as a user would. Raises ContenderFailed with its message."""
-    command = [str(place.python), "-m", "misgnet_export.cli.main", "build", *words, "-o", str(bundle)]
+    command = [str(place.python), "-m", "misgnet_export.cli", "build", *words, "-o", str(bundle)]
     with step(f"building {bundle}"), log.open("w") as stderr:
         limit = 60 * place.options.limit
         try:
@@ -189,7 +204,13 @@ def _weights(place: Place, network: Network) -> dict[str, Any]:
     asked = _request(place, network, "train") | {
         "minutes": place.options.minutes, "steps": STEPS if network.trained else 0
     }  # fmt: skip
-    key = _key(place.tiles, network.trained, network.factory, _guests("forward.py", "factories.py", "train.py"))
+    key = _key(
+        place.tiles,
+        place.options.minutes,
+        network.trained,
+        network.factory,
+        _guests("forward.py", "factories.py", "train.py"),
+    )
     return _kept_reply(place, network, "train", asked, output=_weights_path(place, network), key=key)
 
 

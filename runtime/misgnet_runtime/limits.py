@@ -175,7 +175,7 @@ READERS = (
     Reader(name="label", file="labels", how="as images; 0 and 255, or 0 and 1", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
     ), seconds=20, mebibytes=2_560),
-    Reader(name="geotiff", file="GeoTIFF",
+    Reader(name="geotiff", file="GeoTIFF; any TIFF of a network that reads other bands than RGB, or 16 bits",
            how="by GDAL's GTiff driver only: no VRT, no sidecar files, one thread", limits=(
         Limit("for a block, or for one read", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
         Limit("pixels along a side", GEOTIFF_SIDE, "", "tile positions and weights take about 20 bytes per pixel"),

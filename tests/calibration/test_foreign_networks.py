@@ -23,7 +23,7 @@ from misgnet_calibration.onnx_graph.graph import Graph, output_axis, scope
 from misgnet_calibration.quantizer.conv_rows import as_matrix, sampled_rows
 from misgnet_calibration.quantizer.float16 import float32_reasons, to_float16
 from misgnet_calibration.quantizer.known_modules import MISGNET
-from misgnet_calibration.quantizer.placement import Placement, placements, quantizer_sites, weighted
+from misgnet_calibration.quantizer.placement import Placement, date_twins, placements, quantizer_sites, weighted
 from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, OPENVINO, RECIPES, RTX, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
@@ -328,7 +328,8 @@ def test_groups_of_accuracy_control(name: str, names: str) -> None:
     assert sorted(node for group in groups for node in group.nodes) == sorted(site.node for site in sites)
     assert len({group.name for group in groups}) == len(groups)
     largest = LARGEST_SHARE * sum(group.multiply_adds for group in groups)
-    assert all(group.multiply_adds <= largest or len(group.nodes) == 1 for group in groups)
+    weights = {site.node: getattr(site, "weight", site.node) for site in sites}
+    assert all(g.multiply_adds <= largest or len({weights[node] for node in g.nodes}) == 1 for g in groups)
     assert sum(group.multiply_adds for group in groups) == sum(graph.macs(graph.by_name[s.node]) for s in sites)
 
 
@@ -342,6 +343,35 @@ def test_modules_are_taken_apart_until_they_are_small_and_others_form_blocks() -
         "a1": "encoder.big.x", "a2": "encoder.big.y", "b1": "encoder.small", "b2": "encoder.small",
         "c1": "c1 to c2", "c2": "c1 to c2", "c3": "c3 to c4", "c4": "c3 to c4",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [CPU, OPENVINO, TENSORRT], ids=lambda recipe: recipe.name)
+def test_dates_that_pass_shared_weights_have_the_same_ranges_so_that_equal_dates_stay_equal(recipe: Recipe) -> None:
+    model, recipe = foreign("mobile"), replace(recipe, float16=False)
+    graph = Graph(model)
+    twins = date_twins(graph, quantizer_sites(graph, recipe))
+    assert twins.items() >= {"two_scaled": "one_scaled"}.items()
+    assert all(name.startswith("two_") and twin == name.replace("two_", "one_") for name, twin in twins.items())
+    found = ranges_of(model, recipe)
+    same = {**found, **{name: found[twin] for name, twin in twins.items()}}
+    before, _ = images(2)
+    differences = [
+        run(quantize(model, recipe, ranges, {}).model, {"before": before, "after": before}, ["compare_size"])[0].max()
+        for ranges in (same, {**found, "two_scaled": Range(0.0, 0.7 * found["two_scaled"].high)})
+    ]
+    assert differences[0] == 0 < differences[1]
+
+
+def test_dates_in_one_batch_and_weights_of_other_roles_have_no_twins() -> None:
+    for model in (two_branch(), foreign("tokens"), foreign("unet")):  # two_branch: a weight reads a guide and a map
+        assert date_twins(Graph(model), quantizer_sites(Graph(model), CPU)) == {}
+
+
+def test_operators_of_both_dates_with_one_weight_are_one_group() -> None:
+    graph = Graph(foreign("mobile"))
+    groups = groups_of(graph, quantizer_sites(graph, CPU))
+    owner = {graph.by_name[node].output[0]: group.name for group in groups for node in group.nodes}
+    assert owner["one_project"] == owner["two_project"] and owner["one_depth"] == owner["two_depth"]
 
 
 def test_weights_that_two_dates_share_are_quantized_once_for_each_scale() -> None:

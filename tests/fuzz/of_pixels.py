@@ -20,7 +20,7 @@ from support.bundles import images as make_images
 def checkpoint(folder: Path) -> Prepared:
     import torch
 
-    from misgnet.checkpoint import load_checkpoint, read_tensors
+    from misgnet.checkpoint import load_checkpoint, read_state, read_tensors
     from misgnet_runtime.errors import MisgnetError
     from support.published import light_state, save_network, snapshot
 
@@ -33,6 +33,9 @@ def checkpoint(folder: Path) -> Prepared:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
+        with suppress(MisgnetError):  # as for a network of another kind
+            for tensor in read_state(path)[0].values():
+                tensor.read()
         try:
             load_checkpoint(path)
         except MisgnetError:

@@ -12,18 +12,6 @@ from torchgeo import models
 TILE = 128  # of the vision transformer, whose tile size is fixed
 
 
-class ChangeOnly(nn.Module):
-    """Returns only the probability of change of a ChangeStar, which outputs a dictionary."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: dict[str, Tensor] = self.network(images)
-        return found["bi_change_logit"][:, 0].sigmoid() if self.training else found["change_prob"]
-
-
 class Siamese(nn.Module):
     """FCSiamDiff in the two steps that let a series encode each date once: ``encode`` and ``compare``."""
 
@@ -60,10 +48,6 @@ def bare_fc_siam_diff() -> models.FCSiamDiff:
 
 
 def change_star() -> nn.Module:
-    return ChangeOnly(bare_change_star())
-
-
-def bare_change_star() -> models.ChangeStarFarSeg:
     return models.ChangeStarFarSeg("resnet18", classes=1, backbone_pretrained=False)
 
 

@@ -79,6 +79,14 @@ def inputs_of(images: Tensor, io: str) -> tuple[Tensor, ...]:
     return (images[:, 0], images[:, 1]) if io == "pair" else (images.flatten(1, 2),)
 
 
+def run(network: nn.Module, asked: Request, images: Tensor) -> Tensor:
+    """Returns the output about change for normalised images (B, 2, C, H, W)."""
+    found: Tensor | dict[str, Tensor] = network(*inputs_of(images, asked["io"]))
+    if isinstance(found, dict):  # ChangeStar
+        return found["bi_change_logit"][:, 0].sigmoid() if network.training else found["change_prob"]
+    return found
+
+
 def probability_of(output: Tensor, kind: str) -> Tensor:
     """Returns the probability of change (B, H, W)."""
     if kind == "logit1":
@@ -94,6 +102,6 @@ def predict(
 ) -> NDArray[np.float32]:
     """Returns the probability of change (H, W) of one pair (H, W, C)."""
     images = np.stack([before, after]).transpose(0, 3, 1, 2)[None].astype(np.float32)
-    output = network(*inputs_of(normalised(asked, images), asked["io"]))
+    output = run(network, asked, normalised(asked, images))
     found: NDArray[np.float32] = probability_of(output, asked["output"])[0].numpy()
     return found

@@ -19,7 +19,7 @@ def main() -> None:
     if asked["exporter"] == "dynamo":
         batch = torch.export.Dim("batch", min=1, max=64)
         settings["dynamic_shapes"] = tuple({0: batch} for _ in inputs) if asked["dynamic"] else None
-        settings |= {"dynamo": True, "external_data": False}
+        settings |= {"dynamo": True}
     else:
         dynamic = {name: {0: "batch"} for name in (*names, *asked["outputs"])}
         settings |= {"dynamo": False, "dynamic_axes": dynamic if asked["dynamic"] else None}

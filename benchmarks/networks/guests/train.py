@@ -63,7 +63,7 @@ def train(network: nn.Module, asked: forward.Request) -> int:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, 20 * done + 0.05) * (1 + np.cos(np.pi * done)) / 2
         images, changed = next(drawn)
-        loss = loss_of(network(*forward.inputs_of(images, asked["io"])), changed, asked["output"])
+        loss = loss_of(forward.run(network, asked, images), changed, asked["output"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from misgnet_calibration.onnx_graph.graph import Graph, attribute
 from misgnet_calibration.quantizer.conv_rows import as_matrix, sampled_rows
-from misgnet_calibration.quantizer.placement import QuantizerSite, activations, weighted
+from misgnet_calibration.quantizer.placement import QuantizerSite, activations, date_twins, weighted
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.quantizer.scales import fake_quantize
 from misgnet_calibration.statistics.calibrators import DEFAULT, PER_TENSOR, Calibrator
@@ -55,21 +55,22 @@ def choose_per_tensor(
     model: onnx.ModelProto, interface: Interface, tiles: TileSet, sites: Sequence[QuantizerSite], recipe: Recipe,
     *, candidates: Mapping[Calibrator, Mapping[str, Range]], progress: Progress | None = None,
 ) -> PerTensor:  # fmt: skip
-    """Chooses for every activation of ``sites`` the calibrator with the least error.
+    """Chooses for every activation of ``sites`` the calibrator with the least error; one for the twins of both dates.
 
     ``candidates`` gives the ranges of each calibrator; of equally good ones, the first is taken. Raises InputError,
     naming the tile, if an activation is NaN or Inf.
     """
-    names, few = activations(sites), tiles.spread(TILES)
-    consumers = _consumers(Graph(model), sites)
+    names, few, graph = activations(sites), tiles.spread(TILES), Graph(model)
+    consumers, twins = _consumers(graph, sites), date_twins(graph, sites)
     totals: Errors = defaultdict(lambda: np.zeros(len(candidates)))
     for seed, values in enumerate(tile_activations(model, interface, few.tiles(), names, per_tile(progress, len(few)))):
         for name in names:
             ranges = [found[name] for found in candidates.values()]
             for consumer in consumers[name]:
-                totals[name] += consumer.errors(values[name], ranges, recipe, seed)
+                totals[twins.get(name, name)] += consumer.errors(values[name], ranges, recipe, seed)
     calibrators = list(candidates)
-    return PerTensor({name: calibrators[int(np.argmin(total))] for name, total in totals.items()})
+    best = {name: calibrators[int(np.argmin(total))] for name, total in totals.items()}
+    return PerTensor({name: best[twins.get(name, name)] for name in names})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -73,6 +74,38 @@ def weighted(sites: Iterable[QuantizerSite]) -> list[WeightedSite]:
 def activations(sites: Iterable[QuantizerSite]) -> list[str]:
     """Returns the tensors whose range is needed, each once."""
     return list(dict.fromkeys(name for p in sites for name in p.tensors))
+
+
+def date_twins(graph: Graph, sites: Iterable[QuantizerSite]) -> dict[str, str]:
+    """Returns, by tensor, the tensor of the other date that must have the same range; empty for one encoding of both.
+
+    A network that encodes each date by itself reads its weights once for each. With ranges of their own, what did not
+    change would be rounded to different values in both dates, and their difference would not be 0. Tensors are twins if
+    operators with the same weight read or write them, one of which depends on one input of the graph only, the other on
+    another one; the n-th such operator of one date corresponds to the n-th of the other.
+    """
+    sources = _sources(graph)
+    by_weight: dict[str, dict[str, list[WeightedSite]]] = defaultdict(lambda: defaultdict(list))
+    for site in weighted(sites):
+        if len(found := sources[site.activation]) == 1:
+            by_weight[site.weight][next(iter(found))].append(site)
+    twins: dict[str, str] = {}
+    for dates in by_weight.values():
+        first, *others = dates.values()
+        for other in others:
+            pairs = zip(first, other, strict=True) if len(first) == len(other) else ()
+            twins |= {b: a for x, y in pairs for a, b in zip(x.tensors, y.tensors, strict=False)}
+    return {other: twins.get(one, one) for other, one in twins.items()}
+
+
+def _sources(graph: Graph) -> dict[str, frozenset[str]]:
+    """Returns the inputs of the graph that each tensor depends on."""
+    names = [value.name for value in graph.model.graph.input]
+    found = {name: frozenset([name]) for name in names if name not in graph.constants}
+    for node in graph.nodes:
+        read = frozenset[str]().union(*(found.get(name, frozenset()) for name in node.input))
+        found |= dict.fromkeys(node.output, read)
+    return defaultdict(frozenset, found)
 
 
 def int8_share(graph: Graph, sites: Iterable[QuantizerSite]) -> float:

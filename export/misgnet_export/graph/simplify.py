@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnxsim
+from onnx import helper, numpy_helper
 
+from misgnet_calibration.onnx_graph import put_in_order
 from misgnet_runtime.errors import GateFailed
 
 # A linear layer stays MatMul and Add on (B, N, C): a Gemm needs a Reshape before and after it, and engines fuse a
@@ -13,6 +16,8 @@ _SKIPPED = [
     "fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched",
     "fuse_consecutive_reshapes", "eliminate_consecutive_idempotent_ops",
 ]  # fmt: skip
+
+_KINDS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
 
 def simplify_graph(model: onnx.ModelProto, *, norms_fold: bool = True) -> onnx.ModelProto:
@@ -37,7 +42,34 @@ def simplify_graph(model: onnx.ModelProto, *, norms_fold: bool = True) -> onnx.M
     left = [node.name for node in simplified.graph.node if node.op_type == "BatchNormalization"]
     if left and norms_fold:
         raise GateFailed(f"batch norms were not folded: {len(left)} remain, the first is '{left[0]}'")
-    return with_shapes(simplified)
+    return with_shapes(_lifted(simplified))
+
+
+def _lifted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Makes Constant nodes, as other exporters write them, initializers: placement and rewrites look for these."""
+    kept = []
+    for node in model.graph.node:
+        value = _value(node)
+        if value is None:
+            kept.append(node)
+        else:
+            model.graph.initializer.append(value)
+    put_in_order(model, kept)
+    return model
+
+
+def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Returns the tensor of a Constant node under the name of its output; None for other nodes."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute} if node.op_type == "Constant" else {}
+    for name, kind in _KINDS.items():
+        if name in given:
+            return numpy_helper.from_array(np.array(given[name], kind), node.output[0])
+    if "value" not in given:
+        return None
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(given["value"])
+    tensor.name = node.output[0]
+    return tensor
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

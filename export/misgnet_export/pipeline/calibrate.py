@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from misgnet_calibration.onnx_graph import Graph
-from misgnet_calibration.quantizer.placement import activations, quantizer_sites
+from misgnet_calibration.quantizer.placement import activations, date_twins, quantizer_sites
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey, load_statistics, save_statistics
 from misgnet_calibration.statistics.collect import absolute_maxima, collect
@@ -82,6 +82,10 @@ def observe(
     Both passes serve all recipes. Recipes without INT8 need no histograms, so the first pass is skipped.
     """
     histograms = {name: Histogram() for name in sorted(needed(model, recipes))}
+    graph = Graph(model)
+    for recipe in recipes:  # one histogram for both dates
+        for name, twin in date_twins(graph, quantizer_sites(graph, recipe)).items():
+            histograms[name] = histograms[twin]
     if histograms:
         collect(model, interface, tiles, histograms, progress)
     few = tiles.subset(range(0, len(tiles), max(1, len(tiles) // _MAXIMA_TILES)))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from misgnet_export.pipeline.request import BuildRequest, check_model, check_request, with_interface
 from misgnet_export.sources import open_source
+from misgnet_export.sources.options import kind_of
 from misgnet_runtime.bundle import Interface
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.options import stated
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing
 
@@ -28,8 +30,9 @@ def check_build(request: BuildRequest, report: Callable[[str], None]) -> None:
         MisgnetError: A build could not start. One message states all reasons; its class is that of the first one.
     """
     problems: list[MisgnetError] = []
+    pixels = _declared_pixels(request)
     with _collected(problems):
-        _check_source(request, report)
+        pixels = _check_source(request, report)
     with _collected(problems):
         check_request(request)
     if request.output is not None:
@@ -38,7 +41,7 @@ def check_build(request: BuildRequest, report: Callable[[str], None]) -> None:
     for flag, folder in (("--calib", request.calib), ("--val", request.val), ("--eval", request.evaluation)):
         if folder is not None:
             with _collected(problems):
-                report(_check_tiles(flag, folder))
+                report(_check_tiles(flag, folder, pixels))
     if problems:
         raise type(problems[0])("; ".join(dict.fromkeys(map(str, problems))))
     lacking = [one for one in stated(BuildRequest).values() if one.default is MISSING and one.value_in(request) is None]
@@ -54,7 +57,8 @@ def _collected(problems: list[MisgnetError]) -> Iterator[None]:
         problems.append(error)
 
 
-def _check_source(request: BuildRequest, report: Callable[[str], None]) -> None:
+def _check_source(request: BuildRequest, report: Callable[[str], None]) -> PixelFormat:
+    """Reports what was found in the network; returns the format of its images."""
     if request.source is None:
         raise UsageError("missing: SOURCE")
     try:
@@ -68,6 +72,7 @@ def _check_source(request: BuildRequest, report: Callable[[str], None]) -> None:
     fixed, interface = with_interface(replace(request, tile=None) if request.tile == "auto" else request, source)
     check_model(request, source.float_model(interface))
     report(_tiles_in_words(request, interface, fixed.max_batch))
+    return interface.pixels
 
 
 def _tiles_in_words(request: BuildRequest, interface: Interface, batch: int) -> str:
@@ -75,11 +80,21 @@ def _tiles_in_words(request: BuildRequest, interface: Interface, batch: int) -> 
     return f"{tile}, batches of up to {batch}"
 
 
-def _check_tiles(flag: str, folder: Path) -> str:
-    """Opens a set of tiles and reads the first one."""
+def _declared_pixels(request: BuildRequest) -> PixelFormat | None:
+    """Returns the format of the images if it is known without the network."""
+    what = request.model
+    if what.bands is None and (request.source is None or kind_of(request.source) != "misgnet"):
+        return None
+    return PixelFormat(what.bands or RGB8.bands, what.samples)
+
+
+def _check_tiles(flag: str, folder: Path, pixels: PixelFormat | None) -> str:
+    """Opens a set of tiles and reads the first one, if the format of the images is known."""
+    if pixels is None and folder.is_dir():
+        return f"{flag}: not read, since the bands of its images are not known"
     try:
-        tiles = TileSet.open(folder)
+        tiles = TileSet.open(folder, pixels=pixels or RGB8, labels="optional")
         next(tiles.tiles())
     except InputError as error:
         raise InputError(f"{flag}: {error}") from error
-    return f"{flag}: {plural(len(tiles.sources), 'image pair')}"
+    return f"{flag}: {plural(len(tiles.sources), 'image pair')}{'' if tiles.labelled else ', without labels'}"

@@ -41,7 +41,7 @@ class Source:
     after: Path
     label: Path | None
     pixels: PixelFormat = RGB8  # of both dates
-    observed: _Observed = field(default_factory=_Observed, repr=False)
+    observed: _Observed = field(default_factory=_Observed, repr=False, init=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:

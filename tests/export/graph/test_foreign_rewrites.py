@@ -198,6 +198,15 @@ def test_batch_norms_that_remain_are_an_error_only_for_misgnet() -> None:
         simplify_graph(model)
 
 
+def test_constants_become_initializers() -> None:
+    text = """g (float[batch,2] x) => (float[batch,2] y) {
+        a = Constant <value = float[2] {1.0, 2.0}> ()  b = Constant <value_float = 3.0> ()
+        s = Mul (x, a)  y = Add (s, b) }"""
+    found = simplify_graph(parsed(text, {}))
+    assert [node.op_type for node in found.graph.node] == ["Mul", "Add"]
+    assert run(found, {"x": np.ones((1, 2), np.float32)})[0].tolist() == [[4, 5]]
+
+
 def test_a_failure_of_onnxsim_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such operator\nand a long trace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_state_key_of_safetensors_is_the_first_part_of_the_names(
 
 
 def test_several_state_dicts_need_a_key(network: Network, state: State, tmp_path: Path) -> None:
-    torch.save({"state_dict": state, "ema": state}, tmp_path / "w.pt")
+    torch.save({"state_dict": state, "ema": dict(state)}, tmp_path / "w.pt")
     with pytest.raises(UsageError, match=r"holds 2 state dicts; add --state-key; tensors are in 'state_dict', 'ema'"):
         load_weights(network, tmp_path / "w.pt", None)
 
@@ -243,3 +244,12 @@ def test_truncated_file_is_refused(network: Network, state: State, tmp_path: Pat
     with pytest.raises(InputError, match="truncated or damaged"):
         load_weights(network, tmp_path / "w.pt", None)
     assert not zipfile.is_zipfile(tmp_path / "w.pt")
+
+
+def test_dict_under_many_keys_is_visited_once(network: Network, state: State, tmp_path: Path) -> None:
+    many = {f"t{i}": torch.zeros(1).expand(1) for i in range(500)}
+    torch.save({f"k{i}": {"own": {}, "shared": many} for i in range(5000)}, tmp_path / "w.pt")
+    begin = time.process_time()
+    with pytest.raises(InputError, match="do not fit the network"):
+        load_weights(network, tmp_path / "w.pt", None)
+    assert time.process_time() - begin < 10

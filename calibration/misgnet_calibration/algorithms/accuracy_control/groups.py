@@ -46,7 +46,8 @@ class Costed(Protocol):
 def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "balanced") -> tuple[Group, ...]:
     """Returns the groups of ``sites``, in the order of their first sites.
 
-    A module's operators without MACs form a separate group: reverting them costs no speed.
+    A module's operators without MACs form a separate group: reverting them costs no speed. At depth "balanced",
+    operators that share a weight, such as those of an encoder that runs once for each date, are in one group.
 
     Args:
         graph: The float graph.
@@ -54,10 +55,8 @@ def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "bala
         depth: "balanced" for any network (:func:`balanced_names`), or a depth in the modules of MISGNet.
     """
     costs = {site.node: graph.macs(graph.by_name[site.node]) for site in sites}
-    if depth == "balanced":
-        names = balanced_names({node: graph.scope_of(node) for node in costs}, costs)
-    else:
-        names = {node: group_name(node, depth) for node in costs}
+    balanced = depth == "balanced"
+    names = _balanced(graph, sites, costs) if balanced else {node: group_name(node, depth) for node in costs}
     nodes: dict[str, list[str]] = defaultdict(list)
     totals: Counter[str] = Counter()
     for node, cost in costs.items():
@@ -65,6 +64,17 @@ def groups_of(graph: Graph, sites: Sequence[QuantizerSite], depth: Depth = "bala
         nodes[name].append(node)
         totals[name] += cost
     return tuple(Group(name, tuple(members), totals[name]) for name, members in nodes.items())
+
+
+def _balanced(graph: Graph, sites: Sequence[QuantizerSite], costs: Mapping[str, int]) -> dict[str, str]:
+    """Returns :func:`balanced_names`, in which operators that share a weight count as one."""
+    firsts: dict[str, str] = {}
+    first_of = {site.node: firsts.setdefault(getattr(site, "weight", site.node), site.node) for site in sites}
+    together: Counter[str] = Counter()
+    for node, first in first_of.items():
+        together[first] += costs[node]
+    names = balanced_names({node: graph.scope_of(node) for node in together}, together)
+    return {node: names[first] for node, first in first_of.items()}
 
 
 def balanced_names(scopes: Mapping[str, str], costs: Mapping[str, int]) -> dict[str, str]:

@@ -22,7 +22,7 @@ def engines_here(manifest: Manifest) -> dict[str, str]:
     return {entry.name: entry.precision for entry in manifest.engines if entry.kind in HERE}
 
 
-def judged(row: Row, bundle: Path, compared: dict[str, Any], rtx: str) -> Row:
+def completed(row: Row, bundle: Path, compared: dict[str, Any], rtx: str) -> Row:
     """Returns ``row`` with the figures of a bundle.
 
     Args:
@@ -47,7 +47,7 @@ def judged(row: Row, bundle: Path, compared: dict[str, Any], rtx: str) -> Row:
 
 
 def _speeds(timings: list[dict[str, Any]], precisions: dict[str, str]) -> dict[str, float]:
-    """Returns pairs/s by engine: single pairs, one stream. The float graph in the place of an INT8 one is left out."""
+    """Returns pairs/s by engine: single pairs, one stream. A float graph that stands in for an INT8 one is left out."""
     return {
         one["engine"]: one["pairs_per_second"]
         for one in reversed(timings)  # the first of several is the one that the table of the build shows
