@@ -82,7 +82,7 @@ def _selection(found: Selection, how: str) -> dict[str, Any]:
 def _report_data(
     request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]], machine: dict[str, Any]
 ) -> ReportData:
-    calib = draft.sets.calib
+    calib, side = draft.sets.calib, draft.interface.tile
     return ReportData(
         title=f"Bundle “{request.output.name}”",
         created=timestamp(),
@@ -90,7 +90,7 @@ def _report_data(
         summary=[
             ("Network", f"{draft.source.entry.name}, SHA-256 {draft.source.sha256[:16]}"),
             ("Network's form", "; ".join(draft.source.findings)),
-            ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
+            ("Tile", f"{side} x {side} px, {_tile_from(request, draft)}, batch 1 to {draft.interface.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
@@ -127,8 +127,12 @@ def _all_graphs(draft: Draft) -> list[GraphFile]:
     return [*draft.graphs, *draft.dropped]
 
 
-def _tile_from(draft: Draft) -> str:
-    return draft.tile.reason if draft.tile else "given"
+def _tile_from(request: BuildRequest, draft: Draft) -> str:
+    if draft.tile is not None:
+        return draft.tile.reason
+    if request.tile is not None:
+        return "given"
+    return "the default" if draft.source.fixed_tile is None else "the only size that the network accepts"
 
 
 def _threshold_from(draft: Draft) -> str:
@@ -143,7 +147,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
-        tile_from=_tile_from(draft),
+        tile_from=_tile_from(request, draft),
         tiles=draft.tile.measured if draft.tile else [],
         overlap=overlap.overlap,
         overlap_from=overlap.reason,
