@@ -24,6 +24,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from misgnet_calibration.quantizer.known_modules import UNKNOWN
 from misgnet_calibration.statistics.tile_selection import FeatureExtractor
@@ -34,6 +35,7 @@ from misgnet_export.sources.factory_code import first_line, network_of, own_code
 from misgnet_export.sources.factory_weights import load_weights
 from misgnet_export.sources.float_model import FloatModel, Source
 from misgnet_export.sources.misgnet_checkpoint import statistics_of
+from misgnet_export.sources.onnx_session import Session
 from misgnet_export.sources.options import KEEP_FLOAT32, ModelIo, ModelOptions
 from misgnet_export.sources.reference import Images, network_inputs, output_layout, probability
 from misgnet_export.sources.resolve import resolve
@@ -47,7 +49,8 @@ from misgnet_runtime.pixels import MOST_BANDS
 
 _SIDES = (256, 512, 224, 384, 128, 64)  # px of the images that a network is tried with, until one fits
 _FORMS: dict[int, tuple[ModelIo, ...]] = {1: ("stacked", "time"), 2: ("pair",)}  # by the number of inputs
-_TOLERANCE = 1e-4  # between forward, and encode and compare; relative above 1
+_TOLERANCE = 1e-4  # between two ways to compute an output; relative above 1
+_PROVED = (1, 3)  # batches for which the graph must compute what the network does; it is exported with 2
 _ONE_OUTPUT = "output"  # name of the output of a network that has no names
 
 
@@ -364,14 +367,61 @@ def _export(source: PyTorchFactory, interface: Interface) -> onnx.ModelProto:
     names = ("before", "after") if what.io == "pair" else ("images",)
     images = _arranged(what.io, *random_dates(what.bands, interface.tile, batch=2))
     try:
-        program = program_of(module.eval(), dict(zip(names, images, strict=True)), interface.max_batch)
+        example = dict(zip(names, images, strict=True))
+        with _DatesApart():
+            program = program_of(module.eval(), example, torch.export.Dim.DYNAMIC)
         bare = to_onnx(program, names, _ONE_OUTPUT)
     except Exception as error:  # the exporter passes on any exception of the network and of its own parts
+        cause = " ".join(str(error).split())[:400]
         raise InputError(
-            f"PyTorch cannot export {source.entry.name} to ONNX: {first_line(error)}; change the network so that "
-            "torch.export accepts it, or export it in another way and give the ONNX file"
+            f"PyTorch cannot export {source.entry.name} to ONNX: {type(error).__name__}: {cause}; change the network "
+            "so that torch.export accepts it, or export it in another way and give the ONNX file"
         ) from error
+    _check_batches(bare, module, what, names, interface.tile)
     return deploy(bare, replace(what, inputs=names, output_name=_ONE_OUTPUT), interface)
+
+
+class _DatesApart(TorchFunctionMode):
+    """Writes ``chunk`` along the batch as a reshape: ONNX has no plain operator that divides an unknown size by two.
+
+    Many networks encode both dates as one batch and take it apart in this way.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), more: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (torch.chunk, Tensor.chunk):
+            maps, count, axis = _chunk_arguments(*arguments, **(more or {}))
+            if axis == 0 and maps.shape[0] % count == 0:
+                apart = maps.reshape(count, -1, *maps.shape[1:])
+                return tuple(apart[index] for index in range(count))
+        return function(*arguments, **(more or {}))
+
+
+def _chunk_arguments(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int, int]:
+    return input, chunks, dim
+
+
+@torch.inference_mode()
+def _check_batches(
+    bare: onnx.ModelProto, module: nn.Module, what: Declaration, names: Sequence[str], tile: int
+) -> None:
+    """Raises InputError if the graph does not compute for a batch what the network computes for its single pairs.
+
+    PyTorch has not proved it: see :func:`program_of`.
+    """
+    with Session(bare, names, _ONE_OUTPUT) as session:
+        for batch in _PROVED:
+            images = _arranged(what.io, *random_dates(what.bands, tile, batch))
+            expected = torch.cat([module(*(date[i : i + 1] for date in images)) for i in range(batch)]).numpy()
+            found = session.run([image.numpy() for image in images])
+            if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * max(
+                1.0, float(np.abs(expected).max())
+            ):
+                raise InputError(
+                    f"the graph that PyTorch exported gives another output than the network for a batch of {batch}; "
+                    "make the output of each pair independent of the batch, or export the network in another way"
+                )
 
 
 def _predictor(source: PyTorchFactory, tile: int) -> Predict:

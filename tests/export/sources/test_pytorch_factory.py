@@ -403,6 +403,18 @@ def test_network_that_cannot_be_exported_is_refused_with_the_cause(factory: Writ
     assert message.endswith("give the ONNX file")
 
 
+def test_dates_that_are_encoded_as_one_batch_and_taken_apart_are_exported(factory: Write) -> None:
+    found = float_model(opened(factory(model("a, b = self.conv(torch.cat((before, after))).chunk(2); return a - b"))))
+    before, after = pair(3)
+    assert np.allclose(run(found, before, after), found.predict(before, after), atol=1e-5)
+
+
+def test_graph_whose_output_depends_on_the_batch_is_refused(factory: Write) -> None:
+    found = float_model(opened(factory(model("a = self.conv(before - after); return a - a.mean(0, keepdim=True)"))))
+    with pytest.raises(InputError, match="gives another output than the network for a batch of 3"):
+        found.export()
+
+
 def test_values_that_a_network_keeps_in_attributes_do_not_mix_between_threads(factory: Write) -> None:
     body = "self.kept = before - after; import time; time.sleep(0.01); return self.conv(self.kept)"
     predict = float_model(opened(factory(model(body)))).predict
