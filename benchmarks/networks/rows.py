@@ -35,9 +35,10 @@ def completed(row: Row, bundle: Path, compared: dict[str, Any], rtx: str) -> Row
     precisions = engines_here(manifest)
     graph = onnx.load(bundle / FLOAT_GRAPH, load_external_data=False)
     timings, parity = (_evidence(bundle, name) for name in ("throughput", "parity"))
+    stated = manifest.model.parameters if manifest.model else None
     found = structs.replace(
-        row, threshold=manifest.threshold, f1=compared["network"]["f1"], changed=compared["network"]["changed"],
-        nodes=len(graph.graph.node), macs=sum(costs_of(graph).values()),
+        row, parameters=stated or row.parameters, threshold=manifest.threshold, f1=compared["network"]["f1"],
+        changed=compared["network"]["changed"], nodes=len(graph.graph.node), macs=sum(costs_of(graph).values()),
         int8_share={one.recipe: one.shares()["int8"] for one in manifest.quantization if one.weight_bits <= 8},
         engines={name: Comparison(precisions[name], **figures) for name, figures in compared["engines"].items()},
         pairs_per_second=_speeds(timings["timings"], precisions), rtx=_rtx(manifest, rtx),

@@ -191,7 +191,7 @@ def test_plan_batches_beyond_the_only_batch_are_refused(tiles: Path, tmp_path: P
         "--target", "tensorrt", "--on-device", "--plan-batches", "1,4", *described("logits2"),
     ]  # fmt: skip
     assert exit_code(export_main, "misgnet-export", *words) == 2
-    assert "--plan-batches has 4, but the network accepts at most 1" in capsys.readouterr().err
+    assert "--plan-batches has 4, but the network accepts only batches up to 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,11 +14,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-pytest.importorskip("torch", reason="the networks of this test are PyTorch's")
+torch = pytest.importorskip("torch", reason="the networks of this test are PyTorch's")
 
 from misgnet_export.sources import open_source
 from misgnet_export.sources.declaration import Found
 from misgnet_export.sources.onnx_batch import random_inputs, to_opset, with_any_batch
+from misgnet_export.sources.onnx_batch_axis import Position, regrouped
 from misgnet_export.sources.onnx_file import OnnxFile, inspect
 from misgnet_export.sources.options import ModelOptions
 from misgnet_runtime.bundle import IMAGENET_MEAN, IMAGENET_STD, Interface, ModelEntry
@@ -236,10 +237,68 @@ def test_batch_of_1_is_made_dynamic(body: str, constants: dict[str, Any]) -> Non
     assert any_batch_of(of_text(body, constants)) is not None
 
 
+@pytest.mark.parametrize("kind", ["batch first", "windows"])
+def test_batch_of_attention_is_made_dynamic(kind: str, tmp_path: Path) -> None:
+    """PyTorch's attention moves the batch behind the positions and merges it with heads and windows."""
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.attention = torch.nn.Conv2d(6, 8, 8, 8), attention
+            self.head = torch.nn.ConvTranspose2d(8, 2, 8, 8)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.encoder(images)
+            batch, channels, height, width = maps.shape
+            if kind == "windows":
+                grid = maps.view(batch, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 3, 5, 1)
+                tokens = grid.reshape(-1, 16, channels)
+            else:
+                tokens = maps.flatten(2).transpose(1, 2)
+            tokens = self.attention(tokens, tokens, tokens)[0]
+            if kind == "windows":
+                grid = tokens.view(batch, height // 4, width // 4, 4, 4, channels).permute(0, 5, 1, 3, 2, 4)
+            else:
+                grid = tokens.transpose(1, 2)
+            return self.head(grid.reshape(batch, channels, height, width))
+
+    target = tmp_path / "attention.onnx"
+    torch.onnx.export(
+        Network().eval(), torch.rand(1, 6, TILE, TILE), str(target), dynamo=False, opset_version=17, output_names=["y"]
+    )
+    source = opened(onnx.load(target), tmp_path, **ENOUGH)
+    assert source.largest_batch is None and "made dynamic" in source.findings[-1]
+    found, expected = probability_of(source)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("at", "start", "target", "expected"),
+    [
+        ((0, 1), [1, 16, 8, 8], [1, 16, 64], (0, 1)),
+        ((1, 1), [64, 1, 16], [64, 4, 4], (1, 1)),  # (L, B, E) -> (L, B * heads, d)
+        ((1, 1), [64, 4, 4], [64, 16], (0, 64)),  # (L, B * heads, d) -> (L * B, E)
+        ((0, 64), [64, 16], [64, 1, 16], (1, 1)),  # (L * B, E) -> (L, B, E)
+        ((1, 1), [9, 25, 16], [9, 100, 4], (1, 1)),  # (L, B * windows, E) -> (L, B * windows * heads, d)
+        ((1, 1), [9, 100, 4], [225, 16], (0, 9)),  # -> (L * B * windows, E)
+        ((0, 9), [225, 16], [9, 25, 16], (1, 1)),
+        ((0, 2), [2, 4, 4], [2, 1, 4, 4], (1, 1)),  # dates
+        ((0, 1), [16, 4], [64], (0, 1)),
+        ((1, 1), [3, 1, 5], [5, 3], None),
+    ],
+)
+def test_reshape_keeps_the_place_of_the_batch_in_memory(
+    at: tuple[int, int], start: list[int], target: list[int], expected: tuple[int, int] | None
+) -> None:
+    assert regrouped(Position(*at), start, target) == (expected and Position(*expected))
+
+
 def test_batches_that_influence_each_other_are_found() -> None:
-    """A mean over the batch runs with any batch, but its output is that of all pairs."""
-    body = "m = ReduceMean <axes = [0]> (x) s = Add (x, m) y = Reshape (s, out)"
-    assert any_batch_of(of_text(body, {"out": [1, 1, 8, 16]})) is None
+    """A sum over the pairs before runs with any batch, but its output is another one."""
+    body = "m = CumSum (x, axis) s = Add (x, m) y = Reshape (s, out)"
+    assert any_batch_of(of_text(body, {"out": [1, 1, 8, 16], "axis": 0})) is None
 
 
 def any_batch_of(model: onnx.ModelProto) -> onnx.ModelProto | None:
