@@ -288,14 +288,20 @@ def _named_state(path: Path, root: Any, key: str | None) -> dict[str, TensorRef]
         if inner is None or not (state := _flat(path, inner)):
             raise UsageError(f"--state-key is {shown(key)}, but {path} has no tensors there; {_keys_in(path, root)}")
         return state
-    states = {name: state for name, value in _string_items(root) if (state := _flat(path, value))}
-    named = [name for name in _STATE_KEYS if name in states]
+    names = _states_in(path, root)
+    named = [name for name in _STATE_KEYS if name in names]
     whole = isinstance(root, Record) or any(isinstance(value, TensorRef) for _, value in _string_items(root))
-    if not states or (whole and not named):
+    if not names or (whole and not named):
         return _flat(path, root)
-    if len(states) > 1:
-        raise UsageError(f"{path} holds {len(states)} state dicts; add --state-key; {_keys_in(path, root)}")
-    return next(iter(states.values()))
+    if len(names) > 1:
+        raise UsageError(f"{path} holds {len(names)} state dicts; add --state-key; {_keys_in(path, root)}")
+    return _flat(path, root[names[0]])
+
+
+def _states_in(path: Path, root: Any) -> list[str]:
+    """Returns the keys that hold tensors; of several that hold the same dict, the first one."""
+    seen: set[int] = set()  # of all keys, so that a dict in many of them is visited once
+    return [name for name, value in _string_items(root) if _flat(path, value, seen)]
 
 
 def _at(root: Any, key: str) -> Any:
@@ -307,25 +313,29 @@ def _at(root: Any, key: str) -> Any:
 
 
 def _keys_in(path: Path, root: Any) -> str:
-    names = [name for name, value in _string_items(root) if _flat(path, value)]
+    names = _states_in(path, root)
     return f"tensors are in {', '.join(map(shown, names[:8])) or 'no key'}"
 
 
-def _flat(path: Path, group: Any) -> dict[str, TensorRef]:
-    """Returns the tensors in nested dicts, or of a module, by dotted names; a dict that occurs twice is read once."""
-    if isinstance(group, Record):
+def _flat(path: Path, group: Any, seen: set[int] | None = None) -> dict[str, TensorRef]:
+    """Returns the tensors in nested dicts, or of a module, by dotted names; a dict that occurs twice is read once.
+
+    Dicts and modules whose identity is in ``seen`` are left out; the others are added to it.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(group, Record) and id(group) not in seen:
+        seen.add(id(group))
         return _module_tensors(group)
     found: dict[str, TensorRef] = {}
-    seen: set[int] = set()
-    stack: list[tuple[str, Any]] = [("", group)]
+    stack: list[tuple[str, dict[str, Any]]] = [("", group)] if isinstance(group, dict) else []
     while stack:
         prefix, inner = stack.pop()
-        if not isinstance(inner, dict) or id(inner) in seen or len(prefix) > PICKLE_KEY:
+        if id(inner) in seen or len(prefix) > PICKLE_KEY:
             continue
         seen.add(id(inner))
         items = _string_items(inner)
         found.update({prefix + name: value for name, value in items if isinstance(value, TensorRef)})
-        stack.extend((f"{prefix}{name}.", value) for name, value in reversed(items))
+        stack.extend((f"{prefix}{name}.", value) for name, value in reversed(items) if isinstance(value, dict))
         if len(found) > CHECKPOINT_ENTRIES:  # a small file can declare any number of them
             raise InputError(f"{path} holds more than {CHECKPOINT_ENTRIES} tensors")
     return found

@@ -93,7 +93,8 @@ def plan_pairs(dataset: Dataset, source: Path, tile: int) -> Plan:
         skipped += _unknown_entries(source / split, layout.parts)
         _check_partners(source / split, files)
         before, after, label = files.values()
-        pairs = [PairUnit(split, Source(s, before[s], after[s], None), label[s], tile) for s in sorted(before)]
+        sources = [Source(name=name, before=before[name], after=after[name], label=None) for name in sorted(before)]
+        pairs = [PairUnit(split, source, label[source.name], tile) for source in sources]
         _check_tile_names(pairs)
         units += pairs
     found = {split: sum(unit.split == split for unit in units) for split in SPLITS}

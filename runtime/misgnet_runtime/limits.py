@@ -161,7 +161,7 @@ READERS = (
               "memory"),
         Limit("nested messages", ONNX_DEPTH, "", "a graph without branches has 7"),
         Limit("axes of a tensor", ONNX_AXES, "", "windows of a transformer have 6"),
-    ), seconds=20, mebibytes=4_608),
+    ), seconds=20, mebibytes=4_096),
     Reader(name="image", file="tiles and images",
            how="PNG, TIFF or JPEG by their first bytes, not by the file name", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
@@ -175,7 +175,7 @@ READERS = (
     Reader(name="label", file="labels", how="as images; 0 and 255, or 0 and 1", limits=(
         Limit("pixels", IMAGE_PIXELS, "", "Pillow's own limit"),
     ), seconds=20, mebibytes=2_560),
-    Reader(name="geotiff", file="GeoTIFF",
+    Reader(name="geotiff", file="GeoTIFF; any TIFF of a network that reads other bands than RGB, or 16 bits",
            how="by GDAL's GTiff driver only: no VRT, no sidecar files, one thread", limits=(
         Limit("for a block, or for one read", GEOTIFF_BYTES, "bytes", "256 rows of 40,000 px take 120 MB"),
         Limit("pixels along a side", GEOTIFF_SIDE, "", "tile positions and weights take about 20 bytes per pixel"),

@@ -138,6 +138,57 @@ def damaged_safetensors(seeds: Sequence[bytes]) -> Files:
     return st.builds(edit, st.sampled_from(list(seeds)), edits)
 
 
+def damaged_onnx(seeds: Sequence[bytes]) -> Files:
+    """Sets, adds, repeats or removes fields of any message in an ONNX file."""
+    edit = st.tuples(
+        st.integers(0, 1 << 16), st.integers(0, 1 << 16), st.sampled_from(["set", "set", "set", "repeat", "clear"]),
+        st.sampled_from(_NUMBERS) | st.integers(-2, 30), st.sampled_from(_TEXTS) | st.text(max_size=8),
+    )  # fmt: skip
+    return st.builds(_edit_onnx, st.sampled_from(list(seeds)), st.lists(edit, min_size=1, max_size=3))
+
+
+def _edit_onnx(seed: bytes, edits: list[tuple[int, int, str, int, str]]) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(seed)
+    for which, where, action, number, text in edits:
+        messages = list(_messages(model))
+        message = messages[which * len(messages) >> 17]
+        fields = message.DESCRIPTOR.fields
+        field = fields[where * len(fields) >> 17]
+        try:
+            _edit_field(message, field, action, number, text)
+        except (ValueError, TypeError, OverflowError):  # the number or text does not fit the field
+            continue
+    return model.SerializeToString()
+
+
+def _messages(message: Any) -> Any:
+    yield message
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for one in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from _messages(one)
+
+
+def _edit_field(message: Any, field: Any, action: str, number: int, text: str) -> None:
+    value = getattr(message, field.name)
+    if action == "clear":
+        message.ClearField(field.name)
+    elif field.type == field.TYPE_MESSAGE:
+        value.add() if hasattr(value, "add") else value.SetInParent()
+    elif hasattr(value, "append"):
+        value.extend(list(value) if action == "repeat" else [_field_value(field, number, text)])
+    else:
+        setattr(message, field.name, _field_value(field, number, text))
+
+
+def _field_value(field: Any, number: int, text: str) -> Any:
+    if field.type == field.TYPE_STRING:
+        return text
+    return text.encode("utf-8", "replace") if field.type == field.TYPE_BYTES else number
+
+
 _PACKED = [
     struct.pack(code, n & (1 << 8 * size) - 1) for n in _NUMBERS for code, size in (("<I", 4), (">I", 4), ("<Q", 8))
 ]

@@ -20,7 +20,7 @@ from support.bundles import images as make_images
 def checkpoint(folder: Path) -> Prepared:
     import torch
 
-    from misgnet.checkpoint import load_checkpoint, read_tensors
+    from misgnet.checkpoint import load_checkpoint, read_state, read_tensors
     from misgnet_runtime.errors import MisgnetError
     from support.published import light_state, save_network, snapshot
 
@@ -33,6 +33,9 @@ def checkpoint(folder: Path) -> Prepared:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
+        with suppress(MisgnetError):  # as for a network of another kind
+            for tensor in read_state(path)[0].values():
+                tensor.read()
         try:
             load_checkpoint(path)
         except MisgnetError:
@@ -52,6 +55,43 @@ def safetensors(folder: Path) -> Prepared:
     seeds = [save({"a": torch.ones(2, 3), "b": torch.zeros(4)}, {"format": "pt"}), save(tensors)]
     path = folder / "weights.safetensors"
     return written(path, read_tensors), seeds
+
+
+def onnx_file(folder: Path) -> Prepared:
+    import numpy as np
+    from onnx import helper, numpy_helper, parser
+
+    from misgnet_export.sources.onnx_file import inspect
+    from misgnet_export.sources.onnx_reader import read_model
+    from misgnet_export.sources.options import ModelOptions
+
+    body = """(float[1,6,32,32] images) => (float[1,2,32,32] logits) {
+        weight = Constant <value = float {0.5}> ()
+        scaled = Mul (images, weight)
+        turned = Transpose <perm = [0, 1, 3, 2]> (scaled)
+        sizes = Constant <value = int64[3] {2, 2, 2}> ()
+        first, rest, others = Split <axis = 1> (turned, sizes)
+        sum = Add (rest, others)
+        logits = Conv <kernel_shape = [1, 1]> (sum, kernel)
+    }"""
+    plain = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> g {body}')
+    plain.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "kernel"))
+    called = helper.make_function(
+        "own", "f", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], [helper.make_opsetid("", 13)]
+    )
+    outside = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13, "own" : 1]> g {body}')
+    outside.functions.append(called)
+    outside.graph.node[1].CopyFrom(helper.make_node("f", ["images"], ["scaled"], domain="own"))
+    kernel = outside.graph.initializer.add(name="kernel", data_type=1, dims=[2, 2, 1, 1], data_location=1)
+    kernel.external_data.add(key="location", value="weights.bin")
+    (folder / "weights.bin").write_bytes(bytes(16))
+    path = folder / "net.onnx"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        inspect(read_model(path).model, ModelOptions(), "net.onnx")
+
+    return read, [plain.SerializeToString(), outside.SerializeToString()]
 
 
 def images(folder: Path) -> Prepared:

@@ -70,6 +70,7 @@ TARGETS = {
     "key": Target(of_bundles.key, _bytes),
     "checkpoint": Target(of_pixels.checkpoint, any_of(_pickle, _pickle, _bytes)),
     "safetensors": Target(of_pixels.safetensors, any_of(damage.damaged_safetensors, _bytes)),
+    "onnx": Target(of_pixels.onnx_file, any_of(damage.damaged_onnx, damage.damaged_onnx, _bytes)),
     "images": Target(of_pixels.images, _any_image, 1024, seconds=20),
     "geotiff": Target(of_pixels.geotiff, _any_geotiff, 1536, seconds=20),
     "scene-journal": Target(of_records.scene_journal, any_of(damage.damaged_lines, _bytes)),

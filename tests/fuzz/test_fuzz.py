@@ -17,13 +17,14 @@ pytest.importorskip("hypothesis", reason="needs the [dev] extra")
 
 FUZZ = Path(__file__).parent
 NEEDS = {
-    "onnx": ("observations",),
-    "torch": ("checkpoint", "safetensors"),
+    "onnx": ("observations", "onnx"),
+    "torch": ("checkpoint", "safetensors", "onnx"),
     "rasterio": ("geotiff", "geotiff-families"),
     "cryptography": ("signature", "statement", "signed-manifest", "accepted", "key"),
 }
 TARGETS = [
-    "manifest", "signature", "statement", "signed-manifest", "accepted", "key", "checkpoint", "safetensors", "images",
+    "manifest", "signature", "statement", "signed-manifest", "accepted", "key", "checkpoint", "safetensors", "onnx",
+    "images",
     "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "dataset-record", "features",
     "golden", "evaluation", "observations", "plans", "tuning", "table", "manifest-names", "geotiff-families",
     "table-families",

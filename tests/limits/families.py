@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -598,6 +599,120 @@ def _png_bomb(over: bool, kind: bytes = b"zTXt") -> bytes:
 
 SLOW_PICKLES = ("colliding-set", "empty-lists", "ordered-dicts", "marks", "memoized", "tuples", "long-number")
 SLOW = ("table-options", "table-products", "table-deep-paths")
+# ONNX files
+
+
+def _onnx(folder: Path) -> Read:
+    from misgnet_export.sources.onnx_reader import read_model
+
+    onnx_file(folder / "good.onnx", [("Neg", "x", "y")])
+    read_model(folder / "good.onnx")
+    return read_model
+
+
+def onnx_file(path: Path, nodes: list[tuple[str, str, str]], **more: Any) -> None:
+    """Writes a graph of (operator, input, output); ``more`` are fields of the graph."""
+    from onnx import TensorProto, helper
+
+    made = [helper.make_node(operator, [read], [written]) for operator, read, written in nodes]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph(made, "g", value[:1], value[1:], **more)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+def onnx_nodes(path: Path, over: bool) -> None:
+    names = ["x", *(f"t{index}" for index in range(999_999 if over else 49_999)), "y"]
+    onnx_file(path, [("Neg", read, written) for read, written in pairwise(names)])
+
+
+def onnx_appended(unit: bytes, most: int) -> Callable[[Path, bool], None]:
+    """Returns a function that writes a good file with ``unit`` repeated up to a limit; protobuf merges its fields."""
+
+    def make(path: Path, over: bool) -> None:
+        onnx_file(path, [("Neg", "x", "y")])
+        with path.open("ab") as file:
+            file.write(unit * (2 * most if over else most - 1_000))
+
+    return make
+
+
+def onnx_integers(path: Path, over: bool) -> None:
+    """Writes integers of a byte each that take eight in memory."""
+    count = (16 * MIB - 1000) * (2 if over else 1)
+    values = _field(7, bytes(count))
+    tensor = b"\x08" + _varint(count) + b"\x10\x07" + _field(8, b"w") + values
+    onnx_file(path, [("Neg", "x", "y")])
+    with path.open("ab") as file:
+        file.write(_field(7, _field(5, tensor)))
+
+
+def onnx_weights(path: Path, over: bool) -> None:
+    """Writes a weight of almost 1 GiB, as a hole in the file."""
+    size = (1 << 30) + 4096 if over else (1 << 30) - 4096
+    head = b"\x08" + _varint(size // 4) + b"\x10\x01" + _field(8, b"w") + b"\x4a" + _varint(size)
+    initializer = b"\x2a" + _varint(len(head) + size) + head
+    onnx_file(path, [("Neg", "x", "y")])
+    with path.open("ab") as file:
+        file.write(b"\x3a" + _varint(len(initializer) + size) + initializer)
+        file.truncate(file.tell() + size)
+
+
+def onnx_outside(path: Path, over: bool) -> None:
+    """Writes weights in another file, as a hole in it, all at the same position."""
+    from onnx import TensorProto
+
+    size, count = 1 << 26, 20 if over else 15
+    tensors = [TensorProto(name=f"w{n}", data_type=1, dims=[size // 4], data_location=1) for n in range(count)]
+    for tensor in tensors:
+        tensor.external_data.add(key="location", value="file.bin")
+    with path.with_name("file.bin").open("wb") as file:
+        file.truncate(size)
+    onnx_file(path, [("Neg", "x", "y")], initializer=tensors)
+
+
+def onnx_functions(path: Path, over: bool) -> None:
+    """Writes functions that double: 2^15 nodes, or 2^63."""
+    from onnx import TensorProto, helper
+
+    most, sets = (63 if over else 15), [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for level in range(most):
+        call, domain = (f"f{level + 1}", "own") if level + 1 < most else ("Neg", "")
+        nodes = [helper.make_node(call, [a], [b], domain=domain) for a, b in (("x", "t"), ("t", "y"))]
+        functions.append(helper.make_function("own", f"f{level}", ["x"], ["y"], nodes, sets))
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("f0", ["x"], ["y"], domain="own")], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=sets, functions=functions, ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+def onnx_nested(path: Path, over: bool) -> None:
+    """Writes a type of sequences of sequences."""
+    inner = b""
+    for _ in range(20_000 if over else 25):
+        inner = _field(4, _field(1, inner))
+    onnx_file(path, [("Neg", "x", "y")])
+    with path.open("ab") as file:
+        file.write(_field(7, _field(13, _field(1, b"v") + _field(2, inner))))
+
+
+def onnx_names(path: Path, _over: bool) -> None:
+    onnx_file(path, [("Neg", "x", "t" * (100 * MIB)), ("Evil" * (25 * MIB), "x", "y")])
+
+
+def _field(number: int, data: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    found = b""
+    while number > 0x7F:
+        found += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return found + bytes([number])
+
+
 FAMILIES: dict[str, Family] = {
     "npz-polyglot": Family("golden", _golden, polyglot),
     "npz-unfolding": Family("golden", _golden, unfolding, has_over=True),
@@ -635,6 +750,15 @@ FAMILIES: dict[str, Family] = {
     "checkpoint-members": Family("checkpoint", _checkpoint, many_torch_members, has_over=True),
     "safetensors-tensors": Family("safetensors", _checkpoint, many_tensors, has_over=True),
     "safetensors-dimensions": Family("safetensors", _checkpoint, many_dimensions, has_over=True),
+    "onnx-nodes": Family("onnx", _onnx, onnx_nodes, has_over=True),
+    "onnx-fields": Family("onnx", _onnx, onnx_appended(b"\x72\x00", 2_000_000), has_over=True),
+    "onnx-tensors": Family("onnx", _onnx, onnx_appended(b"\x3a\x02\x2a\x00", 100_000), has_over=True),
+    "onnx-integers": Family("onnx", _onnx, onnx_integers, has_over=True),
+    "onnx-weights": Family("onnx", _onnx, onnx_weights, has_over=True, slow=True),
+    "onnx-outside": Family("onnx", _onnx, onnx_outside, has_over=True, slow=True),
+    "onnx-functions": Family("onnx", _onnx, onnx_functions, has_over=True),
+    "onnx-nested": Family("onnx", _onnx, onnx_nested, has_over=True),
+    "onnx-names": Family("onnx", _onnx, onnx_names),
     "png-pixels": Family("image", _image, png(width=SIDE, height=SIDE)),
     "png-transparent": Family("image", _image, png(width=SIDE, height=SIDE, color=6), slow=True),
     "png-texts": Family("image", _image, png(before=_png_bomb), has_over=True),

@@ -24,6 +24,7 @@ sys.path.append(str(LIMITS))
 NEEDS = {
     "checkpoint": "torch",
     "safetensors": "torch",
+    "onnx": "onnx",
     "table": "rasterio",
     "features": "rasterio",
     "journal": "rasterio",
@@ -35,7 +36,7 @@ from families import FAMILIES
 
 FAST = [name for name, family in FAMILIES.items() if os.environ.get("MISGNET_ALL_FAMILIES") or not family.slow]
 NAMES = sorted({FAMILIES[name].reader for name in FAST})
-SLOW = {"checkpoint", "features", "image", "safetensors", "table"}  # seconds to minutes each
+SLOW = {"checkpoint", "features", "image", "onnx", "safetensors", "table"}  # seconds to minutes each
 
 
 def _readings(name: str) -> list[dict[str, Any]]:

@@ -46,7 +46,10 @@ def context_of(
     request: BuildRequest, root: Path = Path("nowhere"), check_tiles: Iterable[Tile] = (), log: StageLog | None = None
 ) -> BuildContext:
     log = log or StageLog(Console(quiet=True))
-    return BuildContext(request, root, log, request.policy, interface_of(request), tuple(check_tiles), known=MISGNET)
+    return BuildContext(
+        request=request, root=root, log=log, policy=request.policy, interface=interface_of(request),
+        check_tiles=tuple(check_tiles), known=MISGNET,
+    )  # fmt: skip
 
 
 def interface_of(request: BuildRequest) -> Interface:

@@ -33,7 +33,7 @@ from misgnet_runtime.bundle.reader import describe_files
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.selection import DetectorOpener, Opened
-from misgnet_runtime.pixels import LARGEST, PixelFormat
+from misgnet_runtime.pixels import LARGEST, PixelFormat, Samples
 from misgnet_runtime.storage.schema import encode
 from support.paths import DATA
 
@@ -55,10 +55,8 @@ FEATURES = [
 ]
 Images = NDArray[np.unsignedinteger[Any]]
 # Formats other than 8-bit RGB that data/ has graphs for.
-FORMATS = tuple(
-    PixelFormat(bands, samples, (round(0.4 * LARGEST[samples]),) * bands)
-    for bands, samples in ((1, "uint8"), (4, "uint16"), (13, "uint16"))
-)  # fmt: skip
+_FORMATS: tuple[tuple[int, Samples], ...] = ((1, "uint8"), (4, "uint16"), (13, "uint16"))
+FORMATS = tuple(PixelFormat(bands, kind, (round(0.4 * LARGEST[kind]),) * bands) for bands, kind in _FORMATS)
 
 
 def images(*shape: int, seed: int = 0) -> tuple[Images, Images]:

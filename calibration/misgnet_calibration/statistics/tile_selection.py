@@ -113,7 +113,7 @@ def check_count(tiles: TileSet, count: int) -> None:
 def pixel_features(before: Pixels, after: Pixels) -> NDArray[np.float32]:
     """Returns statistics of tiles (B, T, T, C) of both dates, for networks of which no encoder is known.
 
-    Per band: the mean, the standard deviation and the gradient energy, which tells fields from towns. Of each, the mean
+    Per band: the mean, the standard deviation and the gradient energy, which is high in towns. Of each, the mean
     over both dates and their absolute difference, so that swapping the dates changes nothing.
 
     Returns:

@@ -56,7 +56,7 @@ def build(
     if check:
         from misgnet_export.pipeline.check import check_build
 
-        current().result(check_build(known))
+        check_build(known, lambda line: current().result([line]))
         return
     request = make(BuildRequest, values)
     from misgnet_export.pipeline.build import build as run

@@ -10,6 +10,7 @@ import logging
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import onnx
 import onnx_ir
@@ -95,12 +96,18 @@ def export_program(
     example = {
         entry.name: images.to(device) for entry, images in zip(interface.inputs(), deployed.example(), strict=True)
     }
-    return program_of(deployed, example, interface.max_batch)
+    return program_of(deployed, example, torch.export.Dim("batch", min=1, max=interface.max_batch))
 
 
-def program_of(module: nn.Module, example: Mapping[str, Tensor], max_batch: int) -> torch.export.ExportedProgram:
-    """Exports ``module`` for batches of 1 to ``max_batch``, given an example of each of its parameters by name."""
-    batch = torch.export.Dim("batch", min=1, max=max_batch)
+def program_of(module: nn.Module, example: Mapping[str, Tensor], batch: Any) -> torch.export.ExportedProgram:
+    """Exports ``module``, given an example of each of its parameters by name.
+
+    Args:
+        module: The module, whose parameters are batches of images.
+        example: Its arguments, with a batch of 2.
+        batch: The sizes of the batch. If they are stated, PyTorch proves that it captured all of them; its
+            ``Dim.DYNAMIC`` also captures networks for which it has no proof.
+    """
     with _quiet():
         return torch.export.export(
             module, tuple(example.values()), dynamic_shapes={name: {0: batch} for name in example}, strict=False

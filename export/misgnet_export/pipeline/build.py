@@ -91,7 +91,10 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     check_model(request, model)
     sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
-    context = BuildContext(request, root, log, request.policy, interface, check_tiles, source.sha256, model.known)
+    context = BuildContext(
+        request=request, root=root, log=log, policy=request.policy, interface=interface, check_tiles=check_tiles,
+        weights_sha256=source.sha256, known=model.known,
+    )  # fmt: skip
     graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)

@@ -11,7 +11,6 @@ from misgnet_export.pipeline.agreement import detector_of
 from misgnet_export.pipeline.choose_overlap import TOLERANCE, choose_overlap
 from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.float_graph import make_float_graph
-from misgnet_export.pipeline.loading import open_tiles
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest, with_interface
 from misgnet_export.pipeline.result import ChosenTile
@@ -23,9 +22,10 @@ from misgnet_export.pipeline.scene_measurement import (
     smallest_size,
     tiles_in,
 )
+from misgnet_export.pipeline.tiles import open_tiles
 from misgnet_export.sources.float_model import Source
 from misgnet_runtime.bundle import MeasuredTile
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.raster.dataset import TileSet
 
@@ -44,20 +44,23 @@ def choose_tile(request: BuildRequest, source: Source, root: Path, log: StageLog
     Each size has the overlap that :func:`choose_overlap` chooses for it.
 
     Raises:
+        UsageError: The network supports none of the sizes, or only one size at all.
         InputError: No validation image is large enough, or the labels hold no change.
         GateFailed: A graph disagrees with the network.
     """
     assert request.val is not None, "check_request"
-    tiles = TileSet.open(request.val, max(TILES), with_interface(replace(request, tile=TILES[0]), source)[1].pixels)
-    scenes = scenes_of(tiles, max(TILES))
+    sizes = _supported(source)
+    interface = with_interface(replace(request, tile=max(sizes)), source)[1]
+    tiles = TileSet.open(request.val, max(sizes), interface.pixels)
+    scenes = scenes_of(tiles, max(sizes))
     if not scenes:
-        height, width = smallest_size(max(TILES))
+        height, width = smallest_size(max(sizes))
         raise InputError(
             f"--tile auto: no image of --val has at least {width} x {height} px; give --tile a number or larger images"
         )
     if not any(scene.label.any() for scene in scenes):
         raise InputError("--tile auto: the labels of --val contain no change; give --tile a number or other images")
-    measured = [_measure(replace(request, tile=tile), source, scenes, root, log) for tile in TILES]
+    measured = [_measure(replace(request, tile=tile), source, scenes, root, log) for tile in sizes]
     megapixels = sum(scene.pixels for scene in scenes) / 1e6
     with log.stage("choose the tile") as stage:
         tile = choose_size(measured)
@@ -70,11 +73,24 @@ def choose_tile(request: BuildRequest, source: Source, root: Path, log: StageLog
     return ChosenTile(tile, reason, measured)
 
 
+def _supported(source: Source) -> list[int]:
+    """Returns those of :data:`TILES` that ``source`` supports."""
+    if source.fixed_tile is not None:
+        raise UsageError(f"--tile auto: the network accepts only tiles of {source.fixed_tile} px; leave --tile out")
+    multiple = source.declaration.multiple
+    if not (sizes := [tile for tile in TILES if tile % multiple == 0]):
+        raise UsageError(f"--tile auto: none of {TILES} is a multiple of {multiple}; give --tile a number")
+    return sizes
+
+
 def _measure(request: BuildRequest, source: Source, scenes: Sequence[Scene], root: Path, log: StageLog) -> MeasuredTile:
     request, interface = with_interface(request, source)
     tile, check_tiles = interface.tile, open_tiles(request.calib, interface).spread(CHECK_TILES)
     model = source.float_model(interface)
-    context = BuildContext(request, root, log, request.policy, interface, tuple(check_tiles.tiles()), known=model.known)
+    context = BuildContext(
+        request=request, root=root, log=log, policy=request.policy, interface=interface,
+        check_tiles=tuple(check_tiles.tiles()), known=model.known,
+    )  # fmt: skip
     graph = make_float_graph(context, model)
     overlaps = [overlap for overlap in overlaps_of(tile) if overlap <= tile // 4]
     with log.stage(f"measure tile {tile}") as stage, detector_of(graph.model, interface) as detector:

@@ -14,7 +14,7 @@ from misgnet_runtime.raster.dataset import Tile
 CHECK_TILES = 8  # on which every stage's graph is compared with the graph before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildContext:
     """One build in progress. It is immutable: a stage that decides something returns a changed copy."""
 

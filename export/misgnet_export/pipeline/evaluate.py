@@ -31,6 +31,7 @@ from misgnet_runtime.errors import GateFailed, UnavailableError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.detector import ChangeDetector, tile_per_stream
 from misgnet_runtime.raster.dataset import TileSet, read_tile
+from misgnet_runtime.raster.display import displayed
 
 WORST_SHOWN = 6
 TYPICAL_SHOWN = 3
@@ -162,11 +163,12 @@ def _pictures(
         i = index[name]
         tile = read_tile(tiles[i])
         rows, columns = tile.owned
+        before, after = displayed(tile.before, tile.after)
         differing = int(np.count_nonzero(reference[i].mask != found[i].mask))
         shown.append(
             TilePicture(
                 name=name, caption=f"{kind}: {plural(differing, 'differing pixel')}",
-                before=tile.before[rows, columns], after=tile.after[rows, columns], label=tile.label[rows, columns],
+                before=before[rows, columns], after=after[rows, columns], label=tile.label[rows, columns],
                 reference=reference[i].mask, engine=found[i].mask,
             )
         )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 from misgnet_calibration.statistics.tile_selection import (
     FeatureExtractor,
@@ -16,8 +15,8 @@ from misgnet_calibration.statistics.tile_selection import (
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import BuildRequest
 from misgnet_export.pipeline.result import Sets
+from misgnet_export.pipeline.tiles import open_tiles
 from misgnet_export.sources.float_model import FloatModel
-from misgnet_runtime.bundle import Interface
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
@@ -25,7 +24,7 @@ from misgnet_runtime.raster.dataset import TileSet, read_source
 from misgnet_runtime.raster.leakage import check_disjoint
 
 _DECISION_TILES = 32
-_REPRESENT = "representative of the set: stratified by change and brightness, spread in "
+_REPRESENT = "representative of the set: stratified by change and brightness, spread"
 
 
 def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
@@ -50,11 +49,6 @@ def load_sets(request: BuildRequest, model: FloatModel, log: StageLog) -> Sets:
     )  # fmt: skip
 
 
-def open_tiles(path: Path, interface: Interface) -> TileSet:
-    """Finds the tiles of a set, whose folder may lack labels. Raises InputError as :meth:`TileSet.open`."""
-    return TileSet.open(path, interface.tile, interface.pixels, labels="optional")
-
-
 def _select(
     request: BuildRequest, features: FeatureExtractor | None, calib: TileSet, log: StageLog
 ) -> tuple[TileSet, str, Selection | None]:
@@ -64,8 +58,8 @@ def _select(
     with log.stage("select calibration tiles") as stage:
         if request.selection == "represent" and count < len(calib):
             selection = select_tiles(calib, count, request.seed, features or pixel_features, stage.progress)
-            space = "the float encoder's features" if features else "statistics of the pixels"
-            chosen, how = selection.tiles, _REPRESENT + space
+            spread = "the float encoder's features" if features else "statistics of their pixels"
+            chosen, how = selection.tiles, f"{_REPRESENT} in {spread}"
         elif request.selection == "first":
             chosen, how = calib.subset(range(count)), "the first ones"
         else:

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from misgnet_export.pipeline.evaluate import evaluate_engines, evaluate_reference, open_for_evaluation
-from misgnet_export.pipeline.loading import open_tiles
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy
+from misgnet_export.pipeline.tiles import open_tiles
 from misgnet_export.report import junit_xml
 from misgnet_runtime.accuracy.limit import F1Limit, limit_of
 from misgnet_runtime.accuracy.parity import ParityReport

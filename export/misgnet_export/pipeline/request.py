@@ -290,9 +290,8 @@ def with_interface(request: BuildRequest, source: Source) -> tuple[BuildRequest,
         raise UsageError(f"--tile is {tile}; it must be a multiple of {what.multiple}, at least {least}")
     batch = min(request.max_batch, source.largest_batch or request.max_batch)
     if request.plan_batches and request.plan_batches[-1] > batch:
-        raise UsageError(
-            f"--plan-batches has {request.plan_batches[-1]}, but the network accepts at most {batch}; leave it out"
-        )
+        largest = request.plan_batches[-1]
+        raise UsageError(f"--plan-batches has {largest}, but the network accepts only batches up to {batch}")
     if request.input_form == "uint16" != what.samples:
         raise UsageError(f"--input is uint16, but --samples is {what.samples}; leave one out, or make them equal")
     form: InputForm = "float32" if request.input_form == "float32" else what.samples

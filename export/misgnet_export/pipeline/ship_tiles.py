@@ -22,7 +22,7 @@ _GOLDEN_TILES = 4
 def ship_golden_tiles(root: Path, tiles: TileSet, parity: ParityReport, predict: Predict) -> Path:
     """Writes a few evaluation tiles with the float model's output: those with most change, from different images.
 
-    Without labels, the float model tells where change is.
+    Without labels, those in which the float model finds most.
     """
     counts = [tile.reference for tile in parity.engines[0].tiles]
     order = sorted(range(len(tiles)), key=lambda i: (-(counts[i][0] + counts[i][2 if tiles.labelled else 1]), i))

@@ -58,7 +58,7 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     throughput = {"machine": machine, "timings": draft.evidence.timings}
     (folder / "throughput.json").write_bytes(encode(throughput))
     if draft.sets.selection is not None:
-        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection)))
+        (folder / "selection.json").write_bytes(encode(_selection(draft.sets.selection, draft.sets.chosen)))
     for graph in _all_graphs(draft):
         if graph.control is not None:
             (folder / f"control_{graph.name}.json").write_bytes(encode(graph.control))
@@ -70,12 +70,8 @@ def _write_evidence(folder: Path, request: BuildRequest, draft: Draft, stages: l
     (folder / "report.html").write_text(render(report), encoding="utf-8")
 
 
-def _selection(found: Selection) -> dict[str, Any]:
+def _selection(found: Selection, how: str) -> dict[str, Any]:
     """Returns the selected calibration tiles and the reasons, as JSON."""
-    how = (
-        "stratified by changed share and brightness; within strata, tiles far apart in the float encoder's features, "
-        "or in statistics of their pixels if no encoder is known"
-    )
     return {
         "how": how,
         "strata": [asdict(stratum) for stratum in found.strata],
@@ -86,7 +82,7 @@ def _selection(found: Selection) -> dict[str, Any]:
 def _report_data(
     request: BuildRequest, draft: Draft, stages: list[tuple[str, float, str]], machine: dict[str, Any]
 ) -> ReportData:
-    calib = draft.sets.calib
+    calib, side = draft.sets.calib, draft.interface.tile
     return ReportData(
         title=f"Bundle “{request.output.name}”",
         created=timestamp(),
@@ -94,7 +90,7 @@ def _report_data(
         summary=[
             ("Network", f"{draft.source.entry.name}, SHA-256 {draft.source.sha256[:16]}"),
             ("Network's form", "; ".join(draft.source.findings)),
-            ("Tile", f"{request.tile} x {request.tile} px, {_tile_from(draft)}, batch 1 to {request.max_batch}"),
+            ("Tile", f"{side} x {side} px, {_tile_from(request, draft)}, batch 1 to {draft.interface.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
             (
                 "Calibration",
@@ -131,8 +127,12 @@ def _all_graphs(draft: Draft) -> list[GraphFile]:
     return [*draft.graphs, *draft.dropped]
 
 
-def _tile_from(draft: Draft) -> str:
-    return draft.tile.reason if draft.tile else "given"
+def _tile_from(request: BuildRequest, draft: Draft) -> str:
+    if draft.tile is not None:
+        return draft.tile.reason
+    if request.tile is not None:
+        return "given"
+    return "the default" if draft.source.fixed_tile is None else "the only size that the network accepts"
 
 
 def _threshold_from(draft: Draft) -> str:
@@ -147,7 +147,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         bundle_version=request.bundle_version,
         created=timestamp(),
         tile=interface.tile,
-        tile_from=_tile_from(draft),
+        tile_from=_tile_from(request, draft),
         tiles=draft.tile.measured if draft.tile else [],
         overlap=overlap.overlap,
         overlap_from=overlap.reason,

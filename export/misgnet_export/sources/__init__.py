@@ -5,6 +5,10 @@ options             the options that describe a network
 declaration         what a network is: as found in it, and as declared by the user
 resolve             merges both, refuses contradictions and asks for what is missing
 misgnet_checkpoint  weights of this project's network
+onnx_file           a network in an ONNX file, as any framework exports it
+onnx_reader         reads such a file within limits, after onnx_scan has counted what it holds
+onnx_batch          converts its opset and makes it accept any batch, which onnx_batch_axis follows through it
+onnx_session        runs a bare network in ONNX Runtime
 pytorch_factory     a network that the user's own code makes
 factory_code        runs that code
 factory_weights     loads a state dict into the network

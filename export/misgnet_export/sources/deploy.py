@@ -279,12 +279,12 @@ class _Network:
         """
         name, nodes = self.named(name), self.model.graph.node
         readers = [node for node in nodes if name in node.input]
-        if what.dtype != "float32" and all(_casts_to_float(node) for node in readers):
-            for node in readers:
+        casts = [node for node in readers if _casts_to_float(node)]
+        if what.dtype != "float32" and all(node.op_type == "Shape" or node in casts for node in readers):
+            for node in casts:
                 nodes.remove(node)
                 self.rename(node.output[0], images)
-            return
-        if what.dtype != "float32":
+        elif what.dtype != "float32":
             images = outer.add("Cast", [images], f"{images}_cast", to=_TYPES[what.dtype])
         self.rename(name, images)
 

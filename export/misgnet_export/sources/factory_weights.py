@@ -38,7 +38,7 @@ def load_weights(network: nn.Module, path: Path, key: str | None) -> str:
     expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     stored = _without_prefix(stored, expected)
     if problems := _problems(stored, expected):
-        raise InputError(f"weights {path} do not fit the network: {'; '.join(problems)}")
+        raise InputError(f"weights {path} do not fit the network; {'; '.join(problems)}")
     size = 4 * sum(math.prod(stored[name].shape) for name in expected if name in stored)
     if size > WEIGHTS_BYTES:  # tensors may share a storage, so a small file can declare any number of large ones
         raise InputError(f"weights {path} declare {size} bytes; the limit is {WEIGHTS_BYTES}")
@@ -72,12 +72,12 @@ def _problems(stored: Mapping[str, StoredTensor], expected: Mapping[str, Tensor]
     ]
     found = []
     if missing:
-        found.append(f"{len(missing)} of {plural(len(expected), 'key')} are missing ({_some(missing)})")
+        found.append(f"missing: {len(missing)} of {plural(len(expected), 'key')} ({_some(missing)})")
     if unexpected:
-        found.append(f"{plural(len(unexpected), 'key')} of the file are unexpected ({_some(unexpected)})")
+        found.append(f"unexpected: {plural(len(unexpected), 'key')} ({_some(unexpected)})")
     if shapes:
-        more = f", and {len(shapes) - _SHOWN} more" * (len(shapes) > _SHOWN)
-        found.append(f"{plural(len(shapes), 'shape')} differ: {', '.join(shapes[:_SHOWN])}{more}")
+        more = ", ..." * (len(shapes) > _SHOWN)
+        found.append(f"other shapes: {plural(len(shapes), 'key')} ({', '.join(shapes[:_SHOWN])}{more})")
     return found
 
 

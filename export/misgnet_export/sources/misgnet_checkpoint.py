@@ -23,6 +23,7 @@ from misgnet_export.graph.export import export_graph
 from misgnet_export.sources.declaration import Declaration
 from misgnet_export.sources.float_model import FloatModel, Source
 from misgnet_export.sources.options import KEEP_FLOAT32, ModelOptions
+from misgnet_export.sources.resolve import check_resolution
 from misgnet_export.sources.torch_threads import tile_per_core
 from misgnet_runtime.bundle import Interface, ModelEntry
 from misgnet_runtime.callables import Predict
@@ -61,6 +62,7 @@ def open_checkpoint(name: str, options: ModelOptions) -> MisgnetCheckpoint:
             f"{', '.join(described)}: for an ONNX file or a PyTorch factory, but {name} is read as a checkpoint of a "
             "MISGNet, which needs no description"
         )
+    check_resolution(options)
     network, sha256 = read_network(Path(name))
     count = sum(weight.numel() for weight in network.parameters())
     entry = ModelEntry(source="misgnet", name=Path(name).name, parameters=count, resolution=options.resolution)

@@ -13,8 +13,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 from misgnet_calibration.onnx_graph import copied
 from misgnet_export.graph.export import OPSET
+from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.sources.onnx_batch_axis import Position, Sizes, batch_axes
 from misgnet_export.sources.onnx_session import Session
-from misgnet_runtime.errors import InputError, MisgnetError
+from misgnet_runtime.errors import GateFailed, InputError
 
 _BATCH = "batch"
 _PROOF = 3  # batch that must give the same output as single pairs
@@ -41,17 +43,54 @@ def to_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     return converted
 
 
-def with_any_batch(bare: onnx.ModelProto, inputs: tuple[str, ...], output: str) -> onnx.ModelProto:
-    """Returns a copy of a graph for a batch of 1, changed so that it accepts any batch if it has no other obstacle.
+def with_any_batch(
+    bare: onnx.ModelProto, inputs: tuple[str, ...], output: str, images: tuple[NDArray[Any], ...]
+) -> onnx.ModelProto | None:
+    """Returns ``bare``, or a copy that accepts any batch and outputs the same; None if none is found.
 
-    The batch of inputs and output becomes symbolic. Where a Reshape states the whole shape, its first size is
-    computed, and a Resize to a size becomes one by a factor. Whether that is right must be shown by :func:`is_same`.
+    In a copy, the batch of inputs and output is symbolic. Where a Reshape states the whole shape, one size is
+    computed: the first, or else that in which the batch seems to be. A Resize to a size becomes one by a factor.
+
+    Args:
+        bare: The graph. Its batch may be 1, or symbolic: exporters declare that also if constants inside fix it.
+        inputs: Names of its inputs.
+        output: Name of its output.
+        images: Inputs for a batch of 3, for which the output must equal those of single pairs.
+
+    Raises:
+        InputError: The graph does not run on single pairs of ``images``.
     """
-    sizes = _sizes(bare)
+    with Session(bare, inputs, output) as original:
+        expected = np.concatenate([original.run([x[i : i + 1] for x in images]) for i in range(_PROOF)])
+    if _outputs(bare, inputs, output, images, expected):
+        return bare
+    changed = (make(bare, inputs, output) for make in (_with_first_sizes, _with_followed_batch))
+    return next((one for one in changed if one and _outputs(one, inputs, output, images, expected)), None)
+
+
+def _with_first_sizes(bare: onnx.ModelProto, inputs: tuple[str, ...], output: str) -> onnx.ModelProto:
+    return _changed(bare, inputs, output, _sizes(bare), {})
+
+
+def _with_followed_batch(bare: onnx.ModelProto, inputs: tuple[str, ...], output: str) -> onnx.ModelProto | None:
+    """Simplifies the graph first: sizes are known once all that computes them is folded."""
+    try:
+        simplified = simplify_graph(bare, norms_fold=False)
+    except GateFailed:
+        return None
+    sizes = _sizes(simplified)
+    return _changed(simplified, inputs, output, sizes, batch_axes(simplified.graph, inputs, sizes))
+
+
+def _changed(
+    bare: onnx.ModelProto, inputs: tuple[str, ...], output: str, sizes: Sizes, at: Mapping[str, Position]
+) -> onnx.ModelProto:
+    """Returns a copy of ``bare`` with a symbolic batch: in the axes ``at`` of tensors, or else in the first ones."""
     model = copied(bare)
+    del model.graph.value_info[:]
     constants = {item.name: item for item in model.graph.initializer}
     for index, node in enumerate(model.graph.node):
-        for place, value in _changes(node, constants, sizes).items():
+        for place, value in _changes(node, constants, sizes, at).items():
             node.input.extend([""] * (place + 1 - len(node.input)))
             node.input[place] = ""
             if value is not None:
@@ -65,21 +104,16 @@ def with_any_batch(bare: onnx.ModelProto, inputs: tuple[str, ...], output: str) 
     return model
 
 
-def is_same(changed: onnx.ModelProto, original: Session, images: tuple[NDArray[Any], ...]) -> bool:
-    """Returns whether ``changed`` computes for a batch what ``original`` computes for its single pairs.
-
-    Args:
-        changed: The graph for any batch.
-        original: The graph for a batch of 1.
-        images: The network's inputs for a batch of 3.
-    """
+def _outputs(
+    model: onnx.ModelProto, inputs: tuple[str, ...], output: str, images: tuple[NDArray[Any], ...],
+    expected: NDArray[Any],
+) -> bool:  # fmt: skip
+    """Returns whether ``model`` outputs ``expected`` for ``images``."""
     try:
-        with Session(changed, original.inputs, original.output) as session:
+        with Session(model, inputs, output) as session:
             found = session.run(images)
-    except MisgnetError:
+    except InputError:
         return False
-    single = [original.run(tuple(array[i : i + 1] for array in images)) for i in range(_PROOF)]
-    expected = np.concatenate(single).astype(np.float64)
     if found.shape != expected.shape or not np.isfinite(found).all():
         return False
     return bool(np.abs(found - expected).max() <= _TOLERANCE * max(np.ptp(expected), 1e-6))
@@ -95,20 +129,27 @@ def random_inputs(shape: tuple[int, ...], dtype: str, count: int) -> tuple[NDArr
 
 
 def _changes(
-    node: NodeProto, constants: Mapping[str, TensorProto], sizes: Mapping[str, list[int]]
+    node: NodeProto, constants: Mapping[str, TensorProto], sizes: Sizes, at: Mapping[str, Position]
 ) -> dict[int, NDArray[Any] | None]:
     """Returns new constants for inputs of ``node``, by their position; None: the input is left out."""
     if node.op_type == "Reshape" and node.input[1] in constants:
         shape = numpy_helper.to_array(constants[node.input[1]]).astype(np.int64)
+        end = sizes.get(node.output[0], ())
+        if node.output[0] in at and all(end):
+            shape = np.array(end, np.int64)
+            shape[at[node.output[0]].axis] = -1
+            return {1: shape}
         if shape.size and -1 not in shape:
-            return {1: np.array([-1, *shape[1:]], np.int64)}
+            shape[0] = -1
+            return {1: shape}
         if shape.size and shape[0] == 1:
-            return {1: np.array([0, *shape[1:]], np.int64)}
+            shape[0] = 0  # that of the input
+            return {1: shape}
     if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in constants:
         target = numpy_helper.to_array(constants[node.input[3]])
-        start = sizes.get(node.input[0], [])
+        start = sizes.get(node.input[0], ())
         plain = not any(one.name in ("axes", "keep_aspect_ratio_policy") for one in node.attribute)
-        if plain and len(start) == len(target) and start[:1] == [1] == list(target[:1]) and all(start):
+        if plain and len(start) == len(target) and start[0] == target[0] == 1 and all(start):
             return {2: np.array([_factor(*pair) for pair in zip(start, target, strict=True)], np.float32), 3: None}
     return {}
 

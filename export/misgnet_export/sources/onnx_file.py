@@ -21,7 +21,7 @@ from misgnet_export.graph.export import OPSET
 from misgnet_export.sources.declaration import Declaration, Found, Layout
 from misgnet_export.sources.deploy import check_output_form, deploy
 from misgnet_export.sources.float_model import FloatModel, Source
-from misgnet_export.sources.onnx_batch import is_same, random_inputs, to_opset, with_any_batch
+from misgnet_export.sources.onnx_batch import random_inputs, to_opset, with_any_batch
 from misgnet_export.sources.onnx_reader import read_model
 from misgnet_export.sources.onnx_session import Session
 from misgnet_export.sources.options import KEEP_FLOAT32, ModelIo, ModelOptions
@@ -39,7 +39,7 @@ _DTYPES: dict[int, Literal["float32", "uint8", "uint16"]] = {
 }  # fmt: skip
 _SMALLEST_SIDE = 2 * MOST_BANDS  # of an image: an axis with fewer elements is that of the channels
 _LARGEST_SIDE = 1 << 14  # of a tile, as in the manifest
-_PROOF_TILE = 64  # px, for a network that accepts any size
+_PROOF_TILE = 256  # px, for a network that accepts any size; the default of a build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,15 +190,18 @@ def _for_any_batch(
     bare: onnx.ModelProto, what: Declaration, found: Found
 ) -> tuple[onnx.ModelProto, int | None, tuple[str, ...]]:
     """Returns the graph for any batch if it can be had, the largest batch, and what was found, in words."""
-    if found.batch is None:
-        return bare, None, ()
     tile = found.tile or -(-_PROOF_TILE // what.multiple) * what.multiple
     images = random_inputs(_input_shape(what, tile), what.dtype, len(what.inputs))
-    changed = with_any_batch(bare, what.inputs, what.output_name)
-    with Session(bare, what.inputs, what.output_name) as original:
-        if is_same(changed, original, images):
-            return changed, None, ("its batch of 1 was made dynamic; batches give the same output as single pairs",)
-    return bare, 1, ("it accepts only a batch of 1",)
+    try:
+        changed = with_any_batch(bare, what.inputs, what.output_name, images)
+    except InputError:
+        if found.tile is not None:
+            raise
+        return bare, found.batch, (f"batches were not tried: it does not run on tiles of {tile} px",)
+    if changed is None:
+        return bare, 1, ("it accepts only a batch of 1",)
+    made = "" if changed is bare else "its batch of 1 was made dynamic; "
+    return changed, None, (f"{made}batches give the same output as single pairs",)
 
 
 def _input_shape(what: Declaration, tile: int) -> tuple[int, ...]:

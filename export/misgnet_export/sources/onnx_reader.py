@@ -64,7 +64,7 @@ def read_model(path: Path) -> ReadModel:
     opset = _check_opset(model, name)
     _check_functions(model, name)
     if model.functions:
-        model = inline_local_functions(model)
+        model = _without_functions(model, name)
     _drop_unused(model, opset)
     _check_nodes(model, name)
     tensors = list(_tensors(model.graph))
@@ -81,10 +81,10 @@ def _bytes(path: Path) -> bytes:
             raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(ONNX_BYTES + 1) if size <= ONNX_BYTES else b""
+            data = file.read(size) if size <= ONNX_BYTES else b""
     except (OSError, ValueError) as error:
         raise InputError(f"ONNX file {path} cannot be read: {error}") from error
-    if size > ONNX_BYTES or len(data) > ONNX_BYTES:
+    if size > ONNX_BYTES:
         raise InputError(f"{path} has more than {ONNX_BYTES} bytes, which is the limit")
     if not data:
         raise InputError(f"{path} is not an ONNX file: it is empty")
@@ -151,6 +151,13 @@ def _callees_first(functions: Mapping[_Function, onnx.FunctionProto], name: str)
             raise InputError(f"{name} has functions that call each other in a circle")
         yield from ready
         done.update(ready)
+
+
+def _without_functions(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    try:
+        return inline_local_functions(model)
+    except (RuntimeError, ValueError, TypeError) as error:  # those of onnx's library
+        raise InputError(f"{name} has functions that onnx cannot expand: {_one_line(error)}") from error
 
 
 def _drop_unused(model: onnx.ModelProto, opset: int) -> None:
@@ -322,7 +329,11 @@ def _check(model: onnx.ModelProto, name: str) -> None:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{name} is not a valid ONNX graph: {_shown(' '.join(str(error).split()), 300)}") from error
+        raise InputError(f"{name} is not a valid ONNX graph: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return _shown(" ".join(str(error).split()), 300)
 
 
 def _shown(text: str, most: int = 60) -> str:

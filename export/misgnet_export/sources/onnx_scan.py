@@ -22,6 +22,7 @@ from misgnet_runtime.limits import (
 
 _MESSAGE = 11  # type of a field in a descriptor
 _NUMBERS = (3, 4, 5, 8, 13, 14, 17, 18)  # types of fields whose values take 1 byte in the file and up to 8 in memory
+_TEXT = 9
 _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5  # wire types
 _COUNTED = {
     "NodeProto": ("nodes", ONNX_NODES), "TensorProto": ("tensors", ONNX_TENSORS),
@@ -36,6 +37,7 @@ class _Kind:
 
     messages: dict[int, str]  # types of messages
     numbers: frozenset[int]  # fields of many numbers
+    texts: frozenset[int]
 
 
 def _kinds() -> dict[str, _Kind]:
@@ -45,8 +47,11 @@ def _kinds() -> dict[str, _Kind]:
         kind = waiting.pop()
         if kind.name not in found:
             inner = [field for field in kind.fields if field.type == _MESSAGE]
-            numbers = frozenset(field.number for field in kind.fields if field.type in _NUMBERS)
-            found[kind.name] = _Kind({field.number: field.message_type.name for field in inner}, numbers)
+            numbers, texts = (
+                frozenset(field.number for field in kind.fields if field.type in types)
+                for types in (_NUMBERS, (_TEXT,))
+            )
+            found[kind.name] = _Kind({field.number: field.message_type.name for field in inner}, numbers, texts)
             waiting += [field.message_type for field in inner]
     return found
 
@@ -90,7 +95,16 @@ def scan(data: bytes, name: str) -> None:
             raise InputError(
                 f"{name} has more than {ONNX_NUMBER_BYTES} bytes of integers that are not raw data, which is the limit"
             )
+        if number in kind.texts and not _is_utf8(data[at : at + size]):  # the parser would return bytes
+            raise InputError(f"{name} {_CUT}: it has text that is not UTF-8")
         at += size
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        return text.isascii() or bool(text.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _fixed(wire: int, name: str) -> int:

@@ -24,6 +24,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from misgnet_calibration.quantizer.known_modules import UNKNOWN
 from misgnet_calibration.statistics.tile_selection import FeatureExtractor
@@ -34,6 +35,7 @@ from misgnet_export.sources.factory_code import first_line, network_of, own_code
 from misgnet_export.sources.factory_weights import load_weights
 from misgnet_export.sources.float_model import FloatModel, Source
 from misgnet_export.sources.misgnet_checkpoint import statistics_of
+from misgnet_export.sources.onnx_session import Session
 from misgnet_export.sources.options import KEEP_FLOAT32, ModelIo, ModelOptions
 from misgnet_export.sources.reference import Images, network_inputs, output_layout, probability
 from misgnet_export.sources.resolve import resolve
@@ -46,7 +48,9 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.pixels import MOST_BANDS
 
 _SIDES = (256, 512, 224, 384, 128, 64)  # px of the images that a network is tried with, until one fits
-_TOLERANCE = 1e-4  # between forward, and encode and compare; relative above 1
+_FORMS: dict[int, tuple[ModelIo, ...]] = {1: ("stacked", "time"), 2: ("pair",)}  # by the number of inputs
+_TOLERANCE = 1e-4  # between two ways to compute an output; relative above 1
+_PROVED = (1, 3)  # batches for which the graph must compute what the network does; it is exported with 2
 _ONE_OUTPUT = "output"  # name of the output of a network that has no names
 
 
@@ -56,12 +60,13 @@ class PyTorchFactory(Source):
 
     network: nn.Module  # float32, for inference, on the CPU
     separate: bool  # whether it encodes the dates separately
-    names: tuple[str, ...]  # of the parameters that take images; none: they are given in their order
+    trials: Trials
     keep_float32: tuple[str, ...] = ()
 
     def float_model(self, interface: Interface) -> FloatModel:
         what = self.declaration
         check_output_form(what, interface.output)
+        _output(self.trials, what, interface.tile)
         return FloatModel(
             interface=interface, export=partial(_export, self, interface), predict=_predictor(self, interface.tile),
             reference="PyTorch float32", features=_features(self.network, what) if self.separate else None,
@@ -89,7 +94,7 @@ def open_factory(name: str, options: ModelOptions) -> PyTorchFactory:
         with own_code(name):
             weights = load_weights(network, options.weights, options.state_key)
     total = hashlib.sha256(digest + (bytes.fromhex(weights) if weights else _state_digest(network)))
-    trials = _Trials(network, name, options)
+    trials = Trials(network, name, options)
     found = _inspect(trials)
     what, words = resolve(found, options, name)
     separate, how = _check(trials, what, found.tile or trials.first_side)
@@ -100,15 +105,19 @@ def open_factory(name: str, options: ModelOptions) -> PyTorchFactory:
     )  # fmt: skip
     return PyTorchFactory(
         entry=entry, sha256=total.hexdigest(), declaration=what, fixed_tile=found.tile, network=network,
-        separate=separate, names=trials.names, keep_float32=options.keep_float32,
+        separate=separate, trials=trials, keep_float32=options.keep_float32,
         findings=(f"{type(network).__name__} with {count:,} parameters", *words, how),
     )  # fmt: skip
 
 
 def _prepared(made: nn.Module, name: str) -> nn.Module:
-    """Returns a copy of a module for inference in float32 on the CPU."""
+    """Returns a copy of a module for inference in float32 on the CPU. Raises InputError if it cannot be exported."""
+    if isinstance(made, torch.jit.ScriptModule):
+        raise InputError(
+            f"{name} returned TorchScript, which PyTorch cannot export; return the module it was made from"
+        )
     tensors = [*made.parameters(), *made.buffers()]
-    if any(isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta for tensor in tensors):
+    if any(nn.parameter.is_lazy(tensor) or tensor.is_meta for tensor in tensors):
         raise InputError(f"{name} returned a network with tensors that have no values; run it once in the factory")
     with own_code(name):
         network = copy.deepcopy(made).cpu().float().eval().requires_grad_(False)
@@ -138,7 +147,7 @@ def _entry_name(name: str) -> str:
     return f"{Path(module).name}:{factory}" if module.endswith(".py") else name
 
 
-class _Trials:
+class Trials:
     """Runs a network on random images, to find out what it accepts and returns."""
 
     def __init__(self, network: nn.Module, name: str, options: ModelOptions) -> None:
@@ -146,7 +155,8 @@ class _Trials:
         parameters = _parameters(network)
         required = tuple(parameter for parameter, needed in parameters.items() if needed)
         self.shown = tuple(parameters) if options.model_inputs else required  # names that the user may choose from
-        self.names = options.model_inputs or required  # by which images are given; none: by their order
+        # The parameters that take images; none: they are given in their order.
+        self.names = options.model_inputs or required
         multiple = options.multiple or 1
         self.first_side = -(-_SIDES[0] // multiple) * multiple
 
@@ -175,12 +185,13 @@ class _Accepted:
     outputs: dict[str, Tensor]
 
 
-def _inspect(trials: _Trials) -> Found:
+def _inspect(trials: Trials) -> Found:
     """Returns what the network shows by its parameters and its first convolution, and by what it accepts."""
     options, count = trials.options, len(trials.names)
-    ios: tuple[ModelIo, ...] = {1: ("stacked", "time"), 2: ("pair",)}.get(count, ("pair", "stacked", "time"))
+    ios = _FORMS.get(count, ("pair", "stacked", "time"))
     bands, accepted, side = _possible_bands(trials.network, options), [], trials.first_side
-    for side in dict.fromkeys((trials.first_side, *_SIDES)):
+    sides = [side for side in _SIDES if side % (options.multiple or 1) == 0]
+    for side in dict.fromkeys((trials.first_side, *sides)):
         if accepted := trials.accepted(ios, bands, side):
             break
     if len({one.io for one in accepted}) > 1:
@@ -227,20 +238,13 @@ def _channels(outputs: Mapping[str, Tensor], options: ModelOptions, side: int) -
     return shape[3] if shape[1:3] == (side, side) and shape[2:] != (side, side) else shape[1]
 
 
-def _check(trials: _Trials, what: Declaration, side: int) -> tuple[bool, str]:
+def _check(trials: Trials, what: Declaration, side: int) -> tuple[bool, str]:
     """Checks the output of the network; returns whether it encodes the dates separately, and that in words.
 
     Raises:
         InputError: The network does not accept images as declared, or its output has another form.
     """
-    outputs = trials.run(what.io, what.bands, side)
-    if what.output_name not in outputs:
-        raise UsageError(f"--model-output-name is '{what.output_name}', but the outputs are {', '.join(outputs)}")
-    output = outputs[what.output_name]
-    if not output.is_floating_point():
-        raise InputError(f"{trials.name}: the network outputs {output.dtype}; it must output logits or probabilities")
-    output_layout(tuple(output.shape), what, side)
-    network = trials.network
+    output, network = _output(trials, what, side), trials.network
     if not all(callable(getattr(network, method, None)) for method in ("encode", "compare")):
         return False, "without encode(image) and compare(features_a, features_b): no parts for series"
     try:
@@ -250,14 +254,24 @@ def _check(trials: _Trials, what: Declaration, side: int) -> tuple[bool, str]:
     except InputError as error:
         return False, f"{error}: no parts for series"
     if found.shape != output.shape:
-        return (
-            False,
-            f"encode and compare return {list(found.shape)}, forward {list(output.shape)}: no parts for series",
-        )
+        shapes = f"encode and compare return {list(found.shape)}, forward {list(output.shape)}"
+        return False, f"{shapes}: no parts for series"
     difference = float((found - output).abs().max() / output.abs().max().clamp(min=1))
     if not difference <= _TOLERANCE:
         return False, f"encode and compare differ from forward by {difference:.2g}: no parts for series"
     return True, "encodes each date separately: --split makes parts for series"
+
+
+def _output(trials: Trials, what: Declaration, side: int) -> Tensor:
+    """Returns the checked output of the network for random images with ``side`` px."""
+    outputs = trials.run(what.io, what.bands, side)
+    if what.output_name not in outputs:
+        raise UsageError(f"--model-output-name is '{what.output_name}', but the outputs are {', '.join(outputs)}")
+    output = outputs[what.output_name]
+    if not output.is_floating_point():
+        raise InputError(f"{trials.name}: the network outputs {output.dtype}; it must output logits or probabilities")
+    output_layout(tuple(output.shape), what, side)
+    return output
 
 
 def random_dates(bands: int, side: int, batch: int = 1) -> tuple[Tensor, Tensor]:
@@ -317,6 +331,8 @@ class Together(Pair):
 class Separate(nn.Module):
     """A network that encodes both dates as one batch and compares them, so that its graph can be cut between."""
 
+    network: Any
+
     def __init__(self, network: nn.Module, output: str) -> None:
         super().__init__()
         self.network, self.output = network, output
@@ -342,24 +358,70 @@ def maps_of(features: Any) -> list[Tensor]:
 def _export(source: PyTorchFactory, interface: Interface) -> onnx.ModelProto:
     """Returns the deployed graph. Raises InputError if PyTorch cannot export the network."""
     what = source.declaration
-    dates = random_dates(what.bands, interface.tile, batch=2)
     network = _sharing(source.network)
     if source.separate:
-        what, images = replace(what, io="pair"), dates
+        what = replace(what, io="pair")
         module: nn.Module = Separate(network, what.output_name)
     else:
-        images = _arranged(what.io, *dates)
-        module = (Pair if what.io == "pair" else Together)(network, source.names, what.output_name)
+        module = (Pair if what.io == "pair" else Together)(network, source.trials.names, what.output_name)
     names = ("before", "after") if what.io == "pair" else ("images",)
+    images = _arranged(what.io, *random_dates(what.bands, interface.tile, batch=2))
     try:
-        program = program_of(module.eval(), dict(zip(names, images, strict=True)), interface.max_batch)
+        example = dict(zip(names, images, strict=True))
+        with _DatesApart():
+            program = program_of(module.eval(), example, torch.export.Dim.DYNAMIC)
         bare = to_onnx(program, names, _ONE_OUTPUT)
     except Exception as error:  # the exporter passes on any exception of the network and of its own parts
+        cause = " ".join(str(error).split())[:400]
         raise InputError(
-            f"PyTorch cannot export {source.entry.name} to ONNX: {first_line(error)}; change the network so that "
-            "torch.export accepts it, or export it in another way and give the ONNX file"
+            f"PyTorch cannot export {source.entry.name} to ONNX: {type(error).__name__}: {cause}; change the network "
+            "so that torch.export accepts it, or export it in another way and give the ONNX file"
         ) from error
+    _check_batches(bare, module, what, names, interface.tile)
     return deploy(bare, replace(what, inputs=names, output_name=_ONE_OUTPUT), interface)
+
+
+class _DatesApart(TorchFunctionMode):
+    """Writes ``chunk`` along the batch as a reshape: ONNX has no plain operator that divides an unknown size by two.
+
+    Many networks encode both dates as one batch and take it apart in this way.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), more: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (torch.chunk, Tensor.chunk):
+            maps, count, axis = _chunk_arguments(*arguments, **(more or {}))
+            if axis == 0 and maps.shape[0] % count == 0:
+                apart = maps.reshape(count, -1, *maps.shape[1:])
+                return tuple(apart[index] for index in range(count))
+        return function(*arguments, **(more or {}))
+
+
+def _chunk_arguments(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int, int]:
+    return input, chunks, dim
+
+
+@torch.inference_mode()
+def _check_batches(
+    bare: onnx.ModelProto, module: nn.Module, what: Declaration, names: Sequence[str], tile: int
+) -> None:
+    """Raises InputError if the graph does not compute for a batch what the network computes for its single pairs.
+
+    PyTorch has not proved it: see :func:`program_of`.
+    """
+    with Session(bare, names, _ONE_OUTPUT) as session:
+        for batch in _PROVED:
+            images = _arranged(what.io, *random_dates(what.bands, tile, batch))
+            expected = torch.cat([module(*(date[i : i + 1] for date in images)) for i in range(batch)]).numpy()
+            found = session.run([image.numpy() for image in images])
+            if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * max(
+                1.0, float(np.abs(expected).max())
+            ):
+                raise InputError(
+                    f"the graph that PyTorch exported gives another output than the network for a batch of {batch}; "
+                    "make the output of each pair independent of the batch, or export the network in another way"
+                )
 
 
 def _predictor(source: PyTorchFactory, tile: int) -> Predict:
@@ -371,7 +433,7 @@ def _predictor(source: PyTorchFactory, tile: int) -> Predict:
         images = [torch.from_numpy(image) for image in network_inputs(before, after, what)]
         try:
             with copies.one() as network:
-                output = outputs_of(_call(network, source.names, images))[what.output_name]
+                output = outputs_of(_call(network, source.trials.names, images))[what.output_name]
         except MisgnetError:
             raise
         except Exception as error:  # the network is the user's code
@@ -404,7 +466,7 @@ class _Copies:
             self._idle.put(_sharing(network))
 
     @contextmanager
-    def one(self) -> Iterator[nn.Module]:
+    def one(self) -> Iterator[Any]:
         network = self._idle.get()
         try:
             yield network

@@ -62,7 +62,7 @@ def as_maps(output: NDArray[Any], layout: Layout | None) -> NDArray[Any]:
 def output_layout(shape: tuple[int, ...], what: Declaration, tile: int) -> Layout | None:
     """Returns the layout of an output of ``shape``; None if it has no axis of channels: (B, T, T).
 
-    The output of a network whose images are NHWC may be NCHW and vice versa; if both fit, it is that of its images.
+    The output of a network whose images are NHWC may be NCHW, and vice versa; if both fit, the images decide.
 
     Raises:
         InputError: The output has other axes, another number of channels, or another size than the tile.

@@ -41,11 +41,14 @@ class _Asked:
     def add(self, text: str) -> None:
         self.options.append(text)
 
-    def refuse(self, name: str) -> None:
-        """Raises UsageError if anything is asked for."""
+    def refuse(self, name: str, found: Sequence[str]) -> None:
+        """Raises UsageError if anything is asked for; its notes are what was ``found``."""
         if self.options:
             count = plural(len(self.options), "thing")
-            raise UsageError(f"{name}: {count} cannot be found out; add {' '.join(self.options)}")
+            error = UsageError(f"{name}: {count} cannot be found out; add {' '.join(self.options)}")
+            for words in found:
+                error.add_note(words)
+            raise error
 
 
 def resolve(found: Found, options: ModelOptions, name: str) -> tuple[Declaration, tuple[str, ...]]:
@@ -58,6 +61,7 @@ def resolve(found: Found, options: ModelOptions, name: str) -> tuple[Declaration
 
     Raises:
         UsageError: A declaration contradicts the network or another one, or something is neither found nor declared.
+            In the latter case, the exception's notes are what was found.
     """
     asked = _Asked()
     inputs = _inputs(found, options, asked)
@@ -73,9 +77,9 @@ def resolve(found: Found, options: ModelOptions, name: str) -> tuple[Declaration
         raise UsageError("--samples is uint16, but the network reads uint8; leave --samples out")
     normalization = _normalization(found, options, bands, samples, asked)
     multiple = _multiple(found, options)
-    if options.resolution is not None and not 0 < options.resolution < math.inf:
-        raise UsageError(f"--resolution is {options.resolution:g}; expected metres per pixel, more than 0")
-    asked.refuse(name)
+    check_resolution(options)
+    words = _found_words(found, inputs, io, bands, output_name)
+    asked.refuse(name, words)
     assert io is not None and bands is not None and normalization is not None, "asked for"
     declaration = Declaration(
         io=io, layout=found.layout or "NCHW", dtype=found.dtype or "float32",
@@ -83,7 +87,13 @@ def resolve(found: Found, options: ModelOptions, name: str) -> tuple[Declaration
         output_name=output_name, output=output, changed=changed, bands=bands, samples=samples,
         normalization=normalization, multiple=multiple,
     )  # fmt: skip
-    return declaration, (*_found_words(found, declaration), _declared_words(options, declaration))
+    return declaration, (*words, _declared_words(options, declaration))
+
+
+def check_resolution(options: ModelOptions) -> None:
+    """Raises UsageError for a resolution that is not a length."""
+    if options.resolution is not None and not 0 < options.resolution < math.inf:
+        raise UsageError(f"--resolution is {options.resolution:g}; expected metres per pixel, more than 0")
 
 
 def _inputs(found: Found, options: ModelOptions, asked: _Asked) -> tuple[str, ...]:
@@ -243,18 +253,26 @@ def _multiple(found: Found, options: ModelOptions) -> int:
     return multiple
 
 
-def _found_words(found: Found, what: Declaration) -> tuple[str, ...]:
-    one = len(what.inputs) == 1
-    side = str(found.tile or "")
-    height, width, channels = side or "H", side or "W", what.bands * (2 if what.io == "stacked" else 1)
-    image = [str(channels), height, width] if what.layout == "NCHW" else [height, width, str(channels)]
-    shape = ", ".join([str(found.batch or "B"), *(["2"] if what.io == "time" else []), *image])
-    bands = f"{plural(what.bands, 'band')} of each date"
-    of_output = "" if found.channels is None else f": {plural(found.channels, 'channel')}"
-    return (
-        f"input{'s' * (not one)} {_quoted(what.inputs)}: {what.dtype} ({shape}), {what.layout}, {bands}, {what.io}",
-        f"output '{_shown(what.output_name)}'{of_output}",
-    )
+def _found_words(
+    found: Found, inputs: Sequence[str], io: ModelIo | None, bands: int | None, output_name: str
+) -> tuple[str, ...]:
+    layout, count = found.layout or "NCHW", _INPUTS[io] if io else len(inputs)
+    names = f" {_quoted(inputs)}" if inputs else ""
+    parts = [f"{found.dtype or 'float32'}{f' {_shape(found, io, bands)}' if io else ''}", layout]
+    parts += [f"{plural(bands, 'band')} of each date"] if bands else []
+    parts += [io] if io else []
+    channels = "" if found.channels is None else f": {plural(found.channels, 'channel')}"
+    outputs = [f"output '{_shown(output_name)}'{channels}"] if found.outputs else []
+    return (f"input{'s' * (count != 1)}{names}: {', '.join(parts)}", *outputs)
+
+
+def _shape(found: Found, io: ModelIo, bands: int | None) -> str:
+    """Returns the shape of an input, with letters for sizes that are not fixed: (B, 6, H, W)."""
+    twice = 2 if io == "stacked" else 1
+    channels = str(twice * bands) if bands else "2C" if twice == 2 else "C"
+    height, width = (str(found.tile),) * 2 if found.tile else ("H", "W")
+    image = [height, width, channels] if found.layout == "NHWC" else [channels, height, width]
+    return f"({', '.join([str(found.batch or 'B'), *(['2'] if io == 'time' else []), *image])})"
 
 
 def _declared_words(options: ModelOptions, what: Declaration) -> str:

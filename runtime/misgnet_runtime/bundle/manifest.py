@@ -351,7 +351,8 @@ class Manifest(Struct, frozen=True):
     gate: GateRule = "point"
     # How the threshold was determined: "given", or "tuned: " and the details.
     threshold_from: Text = "given"
-    # How the tile size was chosen: "given", or "auto: " and the rule.
+    # How the tile size was chosen: "given", "the default", "the only size that the network accepts", or "auto: " and
+    # the rule.
     tile_from: Text = "given"
     # The sizes that ``--tile auto`` chose from, ascending; empty if the size was given.
     tiles: Annotated[list[MeasuredTile], Meta(max_length=256)] = msgspec.field(default_factory=list)

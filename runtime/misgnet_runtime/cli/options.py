@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_args, get_type_hints
+from typing import Annotated, Any, Optional, get_args
 
 import typer
 
@@ -87,7 +87,8 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     The command is called with an object of that class, made from the options given. A parameter of the type
     ``Annotated[Given, SceneOptions]`` gets only what was given on the command line.
     """
-    hints = get_type_hints(command, include_extras=True)
+    # Not get_type_hints: Python 3.10 wraps the annotation of a default of None, and typer misses the option's name.
+    hints = {name: one.annotation for name, one in signature(command, eval_str=True).parameters.items()}
     classes = {name: kind for name, kind in hints.items() if is_options(kind)}
     partial = {name: get_args(kind)[1] for name, kind in hints.items() if get_args(kind)[:1] == (Given,)}
 

@@ -32,7 +32,7 @@ class _Observed:
     dates: tuple[str, str] | None = None  # SHA-256 of each date's pixels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
     """One image pair on disk and its label, if any. Reading fails if the files changed since they were first read."""
 
@@ -41,7 +41,7 @@ class Source:
     after: Path
     label: Path | None
     pixels: PixelFormat = RGB8  # of both dates
-    observed: _Observed = field(default_factory=_Observed, repr=False)
+    observed: _Observed = field(default_factory=_Observed, repr=False, init=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -240,7 +240,10 @@ def find_pairs(before: Path, after: Path, label: Path | None = None, pixels: Pix
             if stem not in parts[0]:
                 raise InputError(f"{path} has no partner in {before}")
     labels = parts[2] if label is not None else {}
-    return [Source(s, p, parts[1][s], labels.get(s), pixels) for s, p in sorted(parts[0].items())]
+    return [
+        Source(name=name, before=path, after=parts[1][name], label=labels.get(name), pixels=pixels)
+        for name, path in sorted(parts[0].items())
+    ]
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:

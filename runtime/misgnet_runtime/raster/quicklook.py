@@ -10,6 +10,7 @@ import PIL.Image
 
 from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.pixels import RGB8
+from misgnet_runtime.raster.display import displayed
 from misgnet_runtime.raster.geotiff import load_rasterio, open_geotiff
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.scaling import Scaling
@@ -18,7 +19,6 @@ from misgnet_runtime.raster.writer import CHANGED
 
 MOST_PIXELS = 1024  # longest side of each date in the picture
 _STRIP = 128  # rows of 8-bit RGB read at once; reading a warped raster row by row is slow
-_STRETCH = 2, 98  # percentiles of 16-bit values that become black and white
 _RED, _WHITE = np.array((255, 0, 0), np.uint8), np.array((255, 255, 255), np.uint8)
 
 
@@ -46,24 +46,9 @@ def _sampled(
     """Returns every n-th pixel of ``rows``: both dates, (h, w, C), whether they are valid, and whether changed."""
     columns = Span(0, pair.grid.width)
     pixels = pair.read(scalings, rows, columns)
-    before, after, valid = pixels.before[::step, ::step], pixels.after[::step, ::step], pixels.valid[::step, ::step]
+    # Copies: views would keep all pixels in memory.
+    before, after = (image[::step, ::step].copy() for image in (pixels.before, pixels.after))
     changed = classes.read(1, window=((rows.start, rows.stop), (columns.start, columns.stop))) == CHANGED
     for axis, length in enumerate(changed.shape):
         changed = np.logical_or.reduceat(changed, np.arange(0, length, step), axis)
-    return before, after, valid, changed
-
-
-def displayed(before: Image, after: Image, valid: Mask) -> tuple[Image, Image]:
-    """Returns both dates, (h, w, C), as 8-bit RGB: bands 1 to 3, or band 1 as grey if there are fewer.
-
-    16-bit values are stretched: percentiles 2 and 98 of each band, of the ``valid`` pixels, bool (h, w), of both dates
-    together, become black and white.
-    """
-    bands = [0, 1, 2] if before.shape[2] >= 3 else [0, 0, 0]
-    dates = before[..., bands], after[..., bands]
-    if before.dtype == np.uint8:
-        return dates
-    values = np.concatenate([date[valid] for date in dates])  # (N, 3)
-    low, high = np.percentile(values, _STRETCH, axis=0) if len(values) else (0, 1)
-    first, second = (np.clip((date - low) * (255 / np.maximum(high - low, 1)), 0, 255) for date in dates)
-    return np.rint(first).astype(np.uint8), np.rint(second).astype(np.uint8)
+    return before, after, pixels.valid[::step, ::step].copy(), changed

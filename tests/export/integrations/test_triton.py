@@ -93,6 +93,15 @@ def test_configuration_matches_the_interface(tmp_path: Path, schema: Any) -> Non
     assert sample.batch_size == 1 and list(sample.inputs["after"].dims) == [TILE, TILE, 3]
 
 
+@pytest.mark.parametrize("engine", [INT8, OPENVINO])
+def test_model_of_single_pairs_states_its_batch(engine: EngineEntry, tmp_path: Path, schema: Any) -> None:
+    """Triton refuses to form batches for a graph whose output has a fixed batch of 1."""
+    written(tmp_path, [engine], replace(INTERFACE, max_batch=1))
+    config = parsed(schema, tmp_path / "models", engine.name)
+    assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
+    assert [list(one.dims) for one in (*config.input, *config.output)] == [[1, TILE, TILE, 3]] * 2 + [[1, TILE, TILE]]
+
+
 @pytest.mark.parametrize(
     ("form", "output", "inputs", "outputs"),
     [

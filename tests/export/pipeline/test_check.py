@@ -14,7 +14,9 @@ pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
 from misgnet_export.cli import main as cli
 from support.commands import exit_code
-from support.paths import DEMO_WEIGHTS
+from support.paths import DEMO_WEIGHTS, ROOT
+
+FACTORY = f"{ROOT / 'tests' / 'support' / 'factory_networks.py'}:siamese"
 
 
 @pytest.fixture
@@ -68,6 +70,20 @@ def test_all_reasons_against_a_build_are_in_one_message(
         assert part in message
 
 
+def test_images_must_have_the_bands_of_the_network(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (FACTORY, "--calib", tiles, "--model-output", "logits2", "--normalization", "unit")
+    assert check(*words) == 0
+    assert "--calib: 2 image pairs" in capsys.readouterr().out
+    shutil.rmtree(tiles / "label")
+    assert check(*words) == 0
+    assert "--calib: 2 image pairs, without labels" in capsys.readouterr().out
+    assert check("missing.onnx", "--calib", tiles, "--bands", 4) == 4
+    assert "--calib: " in capsys.readouterr().err
+    assert check("missing.onnx", "--calib", tiles) == 4
+    shown = capsys.readouterr()
+    assert "--calib: not read, since the bands of its images are not known" in shown.out and "--calib" not in shown.err
+
+
 def test_damaged_tile_is_found(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tiles / "A" / "1.png").write_bytes((tiles / "A" / "1.png").read_bytes()[:-20])
     assert check(DEMO_WEIGHTS, "--calib", tiles) == 4
@@ -79,6 +95,7 @@ def test_damaged_tile_is_found(tiles: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ([], "missing: SOURCE"),
         ([DEMO_WEIGHTS, "--tile", 100], "--tile is 100; it must be a multiple of 32"),
+        ([DEMO_WEIGHTS, "--resolution", 0], "--resolution is 0; expected metres per pixel, more than 0"),
         ([DEMO_WEIGHTS, "--bands", 3], "--bands: for an ONNX file or a PyTorch factory"),
     ],
 )
@@ -87,3 +104,13 @@ def test_options_that_contradict_the_network_are_refused(
 ) -> None:
     assert check(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_was_found_is_printed_although_something_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(FACTORY, "-o", "new") == 2
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "inputs 'before' and 'after': float32 (B, 3, H, W), NCHW, 3 bands of each date, pair",
+        "output 'output': 2 channels",
+    ]
+    assert "2 things cannot be found out; add --model-output logits2 (or" in shown.err

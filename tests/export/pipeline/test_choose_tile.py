@@ -19,8 +19,9 @@ from misgnet_export.pipeline.choose_tile import choose_size, choose_tile
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.result import ChosenTile
+from misgnet_export.sources.declaration import Declaration
 from misgnet_runtime.bundle import Interface, MeasuredTile
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.inference.detector import ChangeDetector
 from support.builds import FakeSource, request_of
 from support.bundles import FakeEngine, write_image
@@ -66,7 +67,9 @@ def sets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def choose(sets: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ChosenTile, list[tuple[str, float, str]]]:
+def choose(
+    sets: Path, monkeypatch: pytest.MonkeyPatch, source: FakeSource | None = None
+) -> tuple[ChosenTile, list[tuple[str, float, str]]]:
     """Runs the stage on fakes; also returns the finished stages."""
     monkeypatch.setattr(module, "TILES", SIZES)
 
@@ -81,7 +84,7 @@ def choose(sets: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ChosenTile, lis
     monkeypatch.setattr(module, "detector_of", fake_detector)
     log = StageLog(Console(file=io.StringIO()))
     request = request_of("cpu", tile="auto", val=sets, calib=sets)
-    return choose_tile(request, FakeSource(), Path(), log), log.done
+    return choose_tile(request, source or FakeSource(), Path(), log), log.done
 
 
 def test_each_size_is_measured_on_the_same_images(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +95,15 @@ def test_each_size_is_measured_on_the_same_images(sets: Path, monkeypatch: pytes
     assert all(one.megapixels_s > 0 and 0 < one.seam_agreement <= 1 for one in chosen.measured)
     assert chosen.reason.endswith("on 2 of 2 validation images, 0.1 megapixels")
     assert [name for name, _, _ in stages] == ["measure tile 32", "measure tile 64", "choose the tile"]
+
+
+def test_only_sizes_that_the_network_supports_are_measured(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = choose(sets, monkeypatch, FakeSource(declaration=Declaration(multiple=64)))
+    assert [one.tile for one in chosen.measured] == [64]
+    with pytest.raises(UsageError, match=r"none of \(32, 64\) is a multiple of 48"):
+        choose(sets, monkeypatch, FakeSource(declaration=Declaration(multiple=48)))
+    with pytest.raises(UsageError, match="accepts only tiles of 64 px; leave --tile out"):
+        choose(sets, monkeypatch, FakeSource(fixed_tile=64))
 
 
 def test_images_that_are_too_small_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

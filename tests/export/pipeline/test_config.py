@@ -315,3 +315,19 @@ def test_config_longer_than_a_manifest_keeps_is_refused_before_the_build() -> No
     request = request_of("cpu")
     with pytest.raises(UsageError, match="characters in the manifest"):
         check_request(replace(request, model=replace(request.model, keep_float32=patterns)))
+
+
+GOOD = write_config(request_of("cpu", "rtx-sm86"), comments=False).encode()
+
+
+@given(st.binary(max_size=60) | st.tuples(st.integers(0, len(GOOD)), st.integers(0, 40), st.binary(max_size=20)))
+@settings(deadline=None, max_examples=300)
+def test_damaged_file_is_read_or_refused(damage: bytes | tuple[int, int, bytes]) -> None:
+    if isinstance(damage, tuple):
+        begin, removed, added = damage
+        damage = GOOD[:begin] + added + GOOD[begin + removed :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "build.toml")
+        path.write_bytes(damage)
+        with contextlib.suppress(UsageError):
+            read_config(path, BuildRequest)

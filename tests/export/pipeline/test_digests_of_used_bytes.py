@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,14 @@ def test_weights_are_not_read_again(data: Path) -> None:
     weights.unlink()
     finish(request, source, sets, data / "out")
     assert manifest(data)["source_weights_sha256"] == sha256(WEIGHTS)
+
+
+def test_report_states_the_tile_that_the_network_determines(data: Path) -> None:
+    request, source, sets = load(data, Path(WEIGHTS))
+    finish(replace(request, tile=None), replace(source, fixed_tile=32), sets, data / "out")
+    page = (data / "out" / "evidence" / "report.html").read_text(encoding="utf-8")
+    assert "32 x 32 px, the only size that the network accepts, batch 1 to 2" in page
+    assert manifest(data)["tile_from"] == "the only size that the network accepts"
 
 
 # --- tiles

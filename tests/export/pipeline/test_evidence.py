@@ -11,6 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 pytest.importorskip("onnx", reason="the reports come with the [export] extra")
+rasterio = pytest.importorskip("rasterio", reason="tiles of other bands need rasterio")
+from rasterio.transform import from_origin
 
 from misgnet_export.pipeline import evaluate as evidence
 from misgnet_export.pipeline.progress import StageLog
@@ -18,7 +20,7 @@ from misgnet_export.pipeline.request import AccuracyPolicy
 from misgnet_export.report import parity_table
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.parity import ParityReport
-from misgnet_runtime.bundle.manifest import EngineEntry, Interface
+from misgnet_runtime.bundle.manifest import EngineEntry, Interface, Normalization
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.engines.base import Arrays, Engine, TensorSpec
 from misgnet_runtime.errors import UnavailableError
@@ -40,10 +42,10 @@ class Constant(Engine):
     device = "CPU"
     max_batch = 4
 
-    def __init__(self, value: float) -> None:
+    def __init__(self, value: float, interface: Interface = INTERFACE) -> None:
         super().__init__()
         self.value = value
-        self.inputs = tuple(TensorSpec(n, "uint8", (-1, TILE, TILE, 3)) for n in ("before", "after"))
+        self.inputs = tuple(TensorSpec(one.name, one.dtype, tuple(one.shape)) for one in interface.inputs())
         self.outputs = (TensorSpec("probability", "float32", (-1, TILE, TILE)),)
 
     def _infer(self, context: Any, arrays: Arrays, batch: int) -> Arrays:
@@ -107,3 +109,28 @@ def test_nan_fails_the_gate_and_is_shown_in_the_table(monkeypatch: pytest.Monkey
     verdict = report.engines[0].verdict
     assert not report.passed and verdict is not None and "x@0,0" in verdict.reason
     Console(quiet=True).print(parity_table(report))
+
+
+def test_pictures_of_other_bands_and_samples_are_8_bit_rgb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    numbers = Normalization(1 / 65535, (0.5,) * 5, (0.5,) * 5)
+    interface = Interface(TILE, 4, input="float32", bands=5, samples="uint16", normalization=numbers)
+    for name in ("A", "B", "label"):
+        (tmp_path / name).mkdir()
+    for name in ("A", "B"):
+        values = np.random.default_rng(0).integers(0, 4000, (5, TILE, TILE), np.uint16)
+        profile = {"driver": "GTiff", "width": TILE, "height": TILE, "count": 5, "dtype": "uint16"}
+        with rasterio.open(tmp_path / name / "x.tif", "w", **profile, transform=from_origin(10, 20, 1, 1)) as file:
+            file.write(values)
+    Image.new("L", (TILE, TILE), 255).save(tmp_path / "label" / "x.tif")
+    tiles = TileSet.open(tmp_path, TILE, interface.pixels)
+    monkeypatch.setattr(evidence, "open_engine_file", lambda *_: Constant(0.0, interface))
+    log = StageLog(Console(quiet=True))
+    reference = evidence.evaluate_reference(
+        "float", lambda before, _: np.ones(before.shape[:3], np.float32), tiles, POLICY, log
+    )
+    _, pictures = evidence.evaluate_engines(
+        [CPU], tiles, reference, files=Path(), interface=interface, policy=POLICY, log=log
+    )
+    (picture,) = pictures["cpu"]
+    for image in (picture.before, picture.after):
+        assert (image.dtype, image.shape) == (np.uint8, (TILE, TILE, 3))

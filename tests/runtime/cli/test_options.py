@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+import typer
 
 from misgnet_runtime.cli import main as cli
-from misgnet_runtime.cli.app import make_app
-from misgnet_runtime.cli.options import takes_options
+from misgnet_runtime.cli.app import make_app, run_app
+from misgnet_runtime.cli.options import Given, none_required, takes_options
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.batch.options import BatchOptions
@@ -226,6 +228,41 @@ def test_options_of_one_date_override_options_of_both() -> None:
 
 
 def test_an_invalid_value_exits_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ("predict", "b", "x.tif", "y.tif", "-o", tmp_path / "o.tif", "--before-bands", "1,2", "--cog")
+    words = ("predict", "b", "x.tif", "y.tif", "-o", tmp_path / "o.tif", "--before-bands", "1,x", "--cog")
     assert exit_code(cli.main, "misgnet-run", *words) == 2
-    assert "--before-bands is '1,2'; expected 3 numbers, for example 3,2,1" in capsys.readouterr().err
+    assert "--before-bands is '1,x'; expected 1 to 16 numbers, for example 3,2,1" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    place: Path = option(help="Where.", metavar="FOLDER")
+    count: int = option(3, help="How many.")
+    names: tuple[str, ...] = option((), name="name", help="A name.")
+    quiet: bool = option(True, help="Quiet.")
+
+
+def test_given_options_are_only_those_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[dict[str, Any]] = []
+    app = make_app("program", "Help.")
+
+    @app.command()
+    @takes_options
+    def first(
+        given: Annotated[Given, Visit],
+        *,
+        config: Annotated[str, typer.Option(callback=none_required, is_eager=True)] = "",
+    ) -> None:
+        """Help."""
+        calls.append(dict(given))
+        make(Visit, given)
+
+    @app.command()
+    def second() -> None:
+        """Help."""
+
+    for words in ((), ("--place", "p"), ("--count", 3, "--name", "a", "--name", "b", "--no-quiet")):
+        exit_code(partial(run_app, app), "program", "first", *words)
+    assert calls == [{}, {"place": Path("p")}, {"count": 3, "name": ["a", "b"], "no_quiet": True}]
+    assert capsys.readouterr().err.count("error: missing: --place FOLDER\n") == 2
+    (place,) = (one for one in typer.main.get_command(app).commands["first"].params if one.name == "place")
+    assert place.required

@@ -91,7 +91,7 @@ def test_an_unreadable_table_is_refused(tmp_path: Path) -> None:
         ("overlap", "many", "a whole number"),
         ("min_area", "nan", "0 or more"),
         ("align", "perhaps", "yes or no"),
-        ("bands", "1,2", "--bands is '1,2'"),
+        ("bands", "1,x", "--bands is '1,x'"),
     ],
 )
 def test_an_invalid_cell_fails_only_its_own_scene(tmp_path: Path, column: str, cell: str, message: str) -> None:

@@ -31,6 +31,7 @@ from misgnet_runtime.bundle.manifest import EngineKind, ModelEntry, decode_manif
 from misgnet_runtime.bundle.reader import Bundle, describe_files, read_bundle
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.inference.detector import as_input
 from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.jobs.batch.options import BatchOptions
 from misgnet_runtime.jobs.batch.run import run_batch
@@ -142,11 +143,10 @@ def test_verify_and_info_pass(place: Place, capsys: pytest.CaptureFixture[str]) 
     assert "trained on 0.5 m per pixel" in printed
 
 
-def test_bench_measures_tiles_and_a_scene(four: Place) -> None:
-    out = four.root / "bench.json"
+def test_bench_measures_tiles_and_a_scene(four: Place, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--seconds", 0.1, "--rounds", 1, "--warm-up", 0, "--batch", 1, "--streams", 1, "--scene", *four.rasters
-    assert four.run("bench", four.bundle, *words, "--json", out) == 0
-    assert json.loads(out.read_bytes())["scene"]["tiles"] == 6
+    assert four.run("--log", "json", "bench", four.bundle, *words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["scene"]["tiles"] == 6
 
 
 def test_openvino_reads_the_format(tmp_path: Path, place: Place) -> None:
@@ -253,6 +253,13 @@ def test_arrays_of_another_format_are_refused(four: Place) -> None:
             session.predict(*(date.astype(np.uint8) for date in four.dates))
         with pytest.raises(InputError, match=r"it must be uint16 \(H, W, 4\)"):
             session.predict(*(date[..., :3] for date in four.dates))
+
+
+def test_16_bit_images_are_normalised_for_a_float32_graph(four: Place) -> None:
+    interface = replace(interface_of(four.pixels), input="float32")
+    tiles, _ = images_of(four.pixels, 2, TILE, TILE)
+    wanted = (tiles / 65535 - 0.4) / 0.2
+    np.testing.assert_allclose(as_input(tiles, interface), np.moveaxis(wanted, 3, 1), atol=1e-5)
 
 
 # --- golden and evaluation tiles

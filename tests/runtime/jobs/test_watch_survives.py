@@ -25,6 +25,7 @@ from misgnet_runtime.jobs.watch import journal as watch_journal
 from misgnet_runtime.jobs.watch import processing, service
 from misgnet_runtime.jobs.watch.completeness import open_for_writing
 from misgnet_runtime.jobs.watch.pairing import File
+from misgnet_runtime.pixels import PixelFormat
 from support.bundles import FLOAT, INTERFACE, FakeEngine, fake_detector, images, make_bundle, write_image
 from support.commands import exit_code
 from support.ends import in_child
@@ -76,11 +77,11 @@ def crash_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
     """Makes a process that reads the pair ``name`` send itself the signal ``number``."""
     real = processing.read_pair
 
-    def read_pair(before: Path, after: Path) -> Any:
+    def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
         if before.name.startswith(f"{name}_"):
             os.kill(os.getpid(), number)
             time.sleep(5)
-        return real(before, after)
+        return real(before, after, pixels)
 
     monkeypatch.setattr(processing, "read_pair", read_pair)
 
@@ -276,10 +277,10 @@ def test_an_unexpected_error_is_reported_with_its_type(
     workspace.add("b", 1)
     real = processing.read_pair
 
-    def read_pair(before: Path, after: Path) -> Any:
+    def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
         if before.name.startswith("a_"):
             raise error
-        return real(before, after)
+        return real(before, after, pixels)
 
     monkeypatch.setattr(processing, "read_pair", read_pair)
     assert workspace.run() == 0
@@ -731,14 +732,14 @@ def slow_and_crashing(connection: Connection, setup: Any) -> None:
 
     real = processing.read_pair
 
-    def read_pair(before: Path, after: Path) -> Any:
+    def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
         if before.name.startswith("slow"):
             time.sleep(60)
         if before.name.startswith("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if before.name.startswith("bug"):
             raise LookupError("what")
-        return real(before, after)
+        return real(before, after, pixels)
 
     processing.read_pair = read_pair
     isolated._serve(connection, setup)

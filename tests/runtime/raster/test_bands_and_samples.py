@@ -16,6 +16,7 @@ rasterio = pytest.importorskip("rasterio", reason="images of several bands need 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.raster.display import displayed
 from misgnet_runtime.raster.images import image_size, read_image, read_pair
 from support.scenes import random_bands, write_raster
 
@@ -139,3 +140,32 @@ def test_a_label_without_partner_is_refused_also_if_labels_are_optional(tmp_path
         shutil.copy(root / date / "x.tif", root / date / "y.tif")
     with pytest.raises(InputError, match="no partner"):
         TileSet.open(root, 32, FOUR16, labels="optional")
+
+
+# --- pictures
+
+
+def test_8_bit_images_are_displayed_as_they_are() -> None:
+    four = np.moveaxis(random_bands(PixelFormat(4, "uint8", (9,) * 4), 8, 9), 0, 2)
+    assert np.array_equal(displayed(four, four)[1], four[..., :3])
+    grey = np.moveaxis(random_bands(GREY8, 8, 9), 0, 2)
+    assert np.array_equal(displayed(grey, grey)[0], np.repeat(grey, 3, axis=2))
+
+
+def test_16_bit_dates_are_stretched_alike() -> None:
+    before = np.linspace(1000, 3000, 400, dtype=np.uint16).reshape(20, 20, 1)
+    first, second = displayed(before, before + np.uint16(2000))
+    assert first.dtype == second.dtype == np.uint8
+    assert first.min() == 0 and second.max() == 255
+    assert first.max() <= second.min() + 1  # a brighter date stays brighter
+
+
+def test_only_valid_pixels_are_stretched() -> None:
+    before = np.full((10, 10, 1), 1000, np.uint16)
+    before[5:] = 1100
+    before[0] = 65535
+    valid = np.ones((10, 10), np.bool_)
+    valid[0] = False
+    shown, _ = displayed(before, before, valid)
+    assert shown[3, 3].max() == 0 and shown[7, 7].min() == 255
+    assert displayed(before, before, np.zeros_like(valid))[0].shape == (10, 10, 3)

@@ -134,12 +134,12 @@ def test_options_of_one_date_override_the_common_ones() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"bands": "1,2"}, "--before-bands is '1,2'; expected 3 numbers"),
+        ({"bands": "1,x"}, "--before-bands is '1,x'; expected 1 to 16 numbers"),
         ({"bands": "0,1,2"}, "counted from 1"),
         ({"bands": "1.5,1,2"}, "counted from 1"),
-        ({"scale": "x"}, "--before-scale is 'x'; expected 1 or 3 numbers, for example 0.0001"),
+        ({"scale": "x"}, "--before-scale is 'x'; expected 1 to 16 numbers, for example 0.0001"),
         ({"scale": "nan"}, "--before-scale is 'nan'"),
-        ({"offset": "1,2"}, "--before-offset"),
+        ({"offset": ","}, "--before-offset"),
         ({"stretch": "98,2"}, "the lower one first"),
         ({"scale": "1", "stretch": "2,98"}, "--before-stretch determines scale and offset itself"),
     ],

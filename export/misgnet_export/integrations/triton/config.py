@@ -88,15 +88,18 @@ def model_config(
 ) -> Any:
     """Returns the ``ModelConfig`` of an engine; clients can query ``parameters`` from the server."""
     schema, backend = load_schema(), BACKENDS[entry.kind]
-    # OpenVINO's backend supports fixed batches or a fixed shape; with the latter, clients send whole batches.
-    batched = backend.backend != "openvino"
+    # OpenVINO's backend supports fixed batches or a fixed shape; with the latter, clients send whole batches. A graph
+    # of single pairs states its batch, which Triton refuses in a model that it forms batches for.
+    single = interface.max_batch == 1
+    batched = backend.backend != "openvino" and not single
     largest = _largest(entry, interface) if batched else 0
     config = schema.ModelConfig(
         name=name, backend=backend.backend, default_model_filename=backend.file, max_batch_size=largest
     )
     for target, tensors in ((config.input, interface.inputs()), (config.output, interface.outputs())):
         for tensor in tensors:
-            target.add(name=tensor.name, data_type=_type(schema, tensor), dims=tensor.shape[1 if batched else 0 :])
+            first = [] if batched else [1] if single else tensor.shape[:1]
+            target.add(name=tensor.name, data_type=_type(schema, tensor), dims=[*first, *tensor.shape[1:]])
     _add_instances(schema, config, entry, serving)
     preferred = preferred_batches(entry, speeds, largest)
     if batched:
