@@ -25,8 +25,9 @@ import numpy as np
 import onnx
 
 from misgnet.checkpoint import load_network
+from misgnet_calibration.quantizer import recipes
+from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.quantize import quantize
-from misgnet_calibration.quantizer.recipes import CPU
 from misgnet_calibration.statistics.calibrators import DEFAULT, Calibrator, named
 from misgnet_calibration.statistics.observers import Range
 from misgnet_calibration.statistics.tile_selection import FewTilesWarning, TileSummary, describe_tiles, draw_tiles, pick
@@ -43,6 +44,7 @@ from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.raster.leakage import check_disjoint
 from misgnet_runtime.storage.atomic import write_file
 
+CPU = MISGNET.applied_to(recipes.CPU)
 CHOICES = ("represent", "random", "first")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from misgnet_calibration.quantizer.recipes import Recipe
-from misgnet_calibration.quantizer.rules import Rule
+from misgnet_calibration.quantizer.rules import INT8_DEPTHWISE, Rule
 
 # How accuracy control groups operators: by the modules of MISGNet at one of four depths, or by shares of the MACs.
 Depth = Literal["stage", "block", "module", "operator", "balanced"]
@@ -62,6 +62,10 @@ _ENCODER = Rule(
 MISGNET = KnownModules(
     # Exponents in the thousands, and sums as small as 1e-20 that still determine a direction.
     float32_scopes={"MGLNet*": "guidance: its exponents exceed half precision"},
-    rules={"tensorrt": (_ATTENTION, _WIDE_MLP), "rtx": (_ENCODER, _ATTENTION, _WIDE_MLP)},
+    rules={
+        **dict.fromkeys(("cpu", "cpu-vnni", "cpu-arm"), (INT8_DEPTHWISE,)),
+        "tensorrt": (_ATTENTION, _WIDE_MLP),
+        "rtx": (_ENCODER, _ATTENTION, _WIDE_MLP),
+    },
     groups="module",
 )

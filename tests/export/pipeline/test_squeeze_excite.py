@@ -93,10 +93,10 @@ def test_masks_are_kept_or_the_record_states_what_is_float(
     f1 = Confusion.total(parts).f1
     assert f1 is not None and f1 > 0.98
     if found.control is None:
-        assert found.quantized.int8_share > 0.8
+        assert found.quantized.int8_share > 0.7
     else:
         before, after = found.control.steps[0].int8_share, found.control.result.int8_share
-        assert before > 0.8 and after == pytest.approx(found.quantized.int8_share)
+        assert before > 0.7 and after == pytest.approx(found.quantized.int8_share)
         assert not found.control.result.float_groups or "of the MACs out of INT8" in summary(record_of(found.control))
 
 

@@ -29,11 +29,10 @@ from misgnet.training.fake_quantization import FakeQuantConv2d, FakeQuantLinear,
 from misgnet.training.recipe import rate_factor
 from misgnet_calibration.algorithms.layer_norms import rescaled, scalable_norms
 from misgnet_calibration.onnx_graph.graph import Graph
+from misgnet_calibration.quantizer import recipes
 from misgnet_calibration.quantizer.known_modules import MISGNET
 from misgnet_calibration.quantizer.placement import WeightedSite
 from misgnet_calibration.quantizer.quantize import QuantizedGraph, quantize
-from misgnet_calibration.quantizer.recipes import CPU, CPU_ARM
-from misgnet_calibration.quantizer.recipes import TENSORRT as ANY_TENSORRT
 from misgnet_calibration.quantizer.recipes import Recipe as Int8Recipe
 from misgnet_calibration.quantizer.scales import activation_parameters
 from misgnet_calibration.quantizer.scales import weight_scale as written_scale
@@ -56,7 +55,7 @@ from support.paths import DEMO_WEIGHTS as WEIGHTS
 
 TILE = 64
 INTERFACE = Interface(TILE, 4)
-TENSORRT = MISGNET.applied_to(ANY_TENSORRT)
+CPU, TENSORRT, CPU_ARM = map(MISGNET.applied_to, (recipes.CPU, recipes.TENSORRT, recipes.CPU_ARM))
 RECIPES = (CPU, TENSORRT, CPU_ARM)
 SHORT = Recipe(batch=2, steps=4, learning_rate=1e-5, precision="fp32", seed=3)
 DEVICE = torch.device("cpu")
