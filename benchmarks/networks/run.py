@@ -164,11 +164,11 @@ def _build_options(place: Place, network: Network, threshold: float | None) -> l
 def _build(place: Place, words: list[str], bundle: Path, log: Path) -> None:
     """Runs ``misgnet-export build`` as a user would. Raises ContenderFailed with its message."""
     command = [str(place.python), "-m", "misgnet_export.cli", "build", *words, "-o", str(bundle)]
-    with step(f"building {bundle}"), log.open("w") as stderr:
+    with step(f"building {bundle}"), log.open("w") as output:
         limit = 60 * place.options.limit
         try:
             done = subprocess.run(
-                command, check=False, stdout=subprocess.DEVNULL, stderr=stderr, env=_environment(), timeout=limit
+                command, check=False, stdout=output, stderr=output, env=_environment(), timeout=limit
             )
         except subprocess.TimeoutExpired:
             raise ContenderFailed(f"the build took more than {place.options.limit:g} minutes") from None
@@ -195,7 +195,7 @@ def _source(place: Place, network: Network, way: Way) -> tuple[list[str], str]:
     }  # fmt: skip
     key = _key(file_sha256(_weights_path(place, network)), how, _guests("forward.py", "factories.py", "to_onnx.py"))
     made = _kept_reply(place, network, "to_onnx", asked, output=path, key=key)
-    batch = "any batch" if how.dynamic else "batch of 1"
+    batch = f"batch of {made['batch']}" if made["batch"] else "any batch"
     return [str(path), *network.declaration(way)], f"ONNX: {how.exporter}, opset {made['opset']}, {batch}"
 
 

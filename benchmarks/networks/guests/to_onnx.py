@@ -12,7 +12,8 @@ import torch
 def main() -> None:
     asked = forward.request()
     network = forward.load(asked, asked["onnx_factory"])
-    images = torch.rand(1, 2, len(asked["mean"]), asked["side"], asked["side"])
+    # torch.export keeps a batch of 1 fixed, whatever dynamic_shapes says.
+    images = torch.rand(2 if asked["dynamic"] else 1, 2, len(asked["mean"]), asked["side"], asked["side"])
     inputs = forward.inputs_of(images, asked["onnx_io"])
     names = ["before", "after"] if len(inputs) == 2 else ["images"]
     settings = {"input_names": names, "output_names": asked["outputs"], "opset_version": asked["opset"]}
@@ -26,7 +27,8 @@ def main() -> None:
     torch.onnx.export(network, inputs, asked["onnx"], **settings)
     model = onnx.load(asked["onnx"])
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    print(json.dumps({"nodes": len(model.graph.node), "opset": opset}))
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    print(json.dumps({"opset": opset, "batch": batch.dim_value if batch.HasField("dim_value") else None}))
 
 
 if __name__ == "__main__":
