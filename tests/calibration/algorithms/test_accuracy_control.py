@@ -740,8 +740,8 @@ def test_groups_are_tied_by_the_activations_they_share():
     }"""
     graph = Graph(parsed(text, {"w": np.ones((16, 16, 1, 1), np.float32)}))
     cpu, rtx = quantizer_sites(graph, CPU), quantizer_sites(graph, RTX)
-    assert ties_of(groups_of(graph, cpu), cpu) == (("a", "b", "c"),)  # a ends in INT8, which b and c read
-    assert ties_of(groups_of(graph, rtx), rtx) == (("b", "c"),)
+    assert ties_of(groups_of(graph, cpu, "module"), cpu) == (("a", "b", "c"),)  # a ends in INT8, which b and c read
+    assert ties_of(groups_of(graph, rtx, "module"), rtx) == (("b", "c"),)
     assert ties_of(groups_of(graph, cpu, "stage")[:1], cpu[:1]) == ()
 
 
