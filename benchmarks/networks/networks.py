@@ -100,7 +100,7 @@ NETWORKS = (
     ),
     Network(
         key="changevit", title="ChangeViT, ViT-Tiny/16", package="torchgeo", factory="change_vit", io="time",
-        output="logit1", normalization="half", multiple=16,
+        output="logit1", normalization="half", multiple=16, onnx=OnnxFile(dynamic=False),  # it fixes the batch
     ),
     Network(
         key="unet13", title="U-Net of 13 bands, ResNet-18", package="torchgeo", factory="unet_13_bands", io="stacked",

@@ -42,7 +42,7 @@ def completed(row: Row, bundle: Path, compared: dict[str, Any], rtx: str) -> Row
         int8_share={one.recipe: one.shares()["int8"] for one in manifest.quantization if one.weight_bits <= 8},
         engines={name: Comparison(precisions[name], **figures) for name, figures in compared["engines"].items()},
         pairs_per_second=_speeds(timings["timings"], precisions), rtx=_rtx(manifest, rtx),
-        notes=[*row.notes, *map(_left_out, parity.get("left_out", []))],
+        notes=[*row.notes, *map(_left_out, parity.get("left_out", [])), *_emptied(manifest)],
     )  # fmt: skip
     return structs.replace(found, wrong=doubts(found))
 
@@ -62,6 +62,15 @@ def _rtx(manifest: Manifest, reason: str) -> str:
         return f"no: {reason}"
     plans = sorted(entry.precision for entry in manifest.engines if entry.kind == "rtx")
     return f"yes: {', '.join(plans)}" if plans else "no: left out"
+
+
+def _emptied(manifest: Manifest) -> list[str]:
+    """Returns a note about each INT8 graph without an operator in INT8: accuracy control returned all to float."""
+    return [
+        f"nothing is left in INT8 in the graph for {one.recipe}: accuracy control returned all of it to float"
+        for one in manifest.quantization
+        if one.weight_bits <= 8 and not one.quantized_nodes
+    ]
 
 
 def _left_out(engine: dict[str, Any]) -> str:

@@ -167,9 +167,7 @@ def _build(place: Place, words: list[str], bundle: Path, log: Path) -> None:
     with step(f"building {bundle}"), log.open("w") as output:
         limit = 60 * place.options.limit
         try:
-            done = subprocess.run(
-                command, check=False, stdout=output, stderr=output, env=_environment(), timeout=limit
-            )
+            done = subprocess.run(command, check=False, stdout=output, stderr=output, env=_environment(), timeout=limit)
         except subprocess.TimeoutExpired:
             raise ContenderFailed(f"the build took more than {place.options.limit:g} minutes") from None
     if done.returncode:

@@ -21,7 +21,7 @@ from benchmarks.networks.networks import FACTORIES, NETWORKS, WAYS, Network
 from benchmarks.networks.report import Comparison, Report, Row, doubts, table
 from misgnet.synthetic import write_split
 from misgnet_export.pipeline.request import BuildRequest
-from misgnet_runtime.bundle import FileEntry
+from misgnet_runtime.bundle import FileEntry, read_bundle
 from misgnet_runtime.options import stated
 from misgnet_runtime.pixels import PixelFormat
 from misgnet_runtime.raster.dataset import TileSet
@@ -117,6 +117,14 @@ def test_row_is_read_from_manifest_and_evidence(tmp_path: Path, monkeypatch: pyt
     assert row.pairs_per_second == {"cpu": 30.0, "float": 10.0}
     assert row.rtx == "no: no such device" and row.notes == ["openvino in int8 was left out: F1 ratio 0.9"]
     assert row.nodes > 0 and row.macs == 5 and row.f1 == 0.5 and row.wrong == []
+
+
+def test_graph_that_accuracy_control_emptied_has_a_note(tmp_path: Path) -> None:
+    bundle = bundles.make_bundle(tmp_path / "bundle")
+    assert rows._emptied(read_bundle(bundle).manifest) == []
+    bundles.edit(bundle, lambda manifest: manifest["quantization"][0].update(quantized_nodes=0))
+    (note,) = rows._emptied(read_bundle(bundle).manifest)
+    assert "nothing is left in INT8 in the graph for cpu" in note
 
 
 def test_every_declaration_consists_of_options_of_the_build() -> None:
