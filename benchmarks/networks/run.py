@@ -24,11 +24,10 @@ from benchmarks.contest.peers import step
 from benchmarks.networks import rows, tiles
 from benchmarks.networks.networks import FACTORIES, GUESTS, WAYS, Network, Way
 from benchmarks.networks.report import Report, Row
-from benchmarks.speed.entrants import fits_processor
 from misgnet_export.pipeline.targets import PRODUCTS
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.machine import describe_machine, usable_cores
+from misgnet_runtime.machine import describe_machine, fits_processor, usable_cores
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.files import file_sha256
 from misgnet_runtime.storage.schema import encode

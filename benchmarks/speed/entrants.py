@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from benchmarks.speed.report import Absent, Setting, Side
 from misgnet_export.pipeline.targets import PRODUCTS
 from misgnet_runtime.bundle import Bundle, EngineEntry
 from misgnet_runtime.engines import is_on_cpu
-from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.machine import check_processor
+from misgnet_runtime.machine import fits_processor
 from misgnet_runtime.storage.files import file_sha256
 
 ALONE = Setting(1, 1)
@@ -166,15 +165,6 @@ def bundle_engines(context: Context) -> tuple[list[Entrant], list[Absent]]:
         if ("openvino", precision) not in found
     ]
     return [bundle_entrant(context, entry) for entry in (*here, *floats)], absent
-
-
-def fits_processor(needs: Collection[str]) -> bool:
-    """Returns whether this processor has one of ``needs``, or nothing is needed."""
-    try:
-        check_processor(needs)
-    except UnavailableError:
-        return False
-    return True
 
 
 def bundle_entrant(context: Context, entry: EngineEntry) -> Entrant:

@@ -23,7 +23,6 @@ from benchmarks.speed.entrants import (
     Context,
     Entrant,
     bundle_engines,
-    fits_processor,
     networks,
     quantized_peers,
     straight_exports,
@@ -38,7 +37,7 @@ from benchmarks.speed.targets import targets_of
 from benchmarks.speed.work import work_of
 from misgnet_export.pipeline.targets import PRODUCTS
 from misgnet_runtime.formatting import timestamp
-from misgnet_runtime.machine import describe_machine
+from misgnet_runtime.machine import describe_machine, fits_processor
 from misgnet_runtime.storage.snapshot import Snapshot
 
 QUANTIZERS = tuple(peer for peer in PEERS if peer.key in ("quantize_static", "nncf", "nncf-transformer", "nncf-guide"))

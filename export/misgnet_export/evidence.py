@@ -66,12 +66,18 @@ class StepRecord(Struct, frozen=True):
     loss_points: float | None  # compared with the limit: the F1 drop, or the share of pixels that differ
     agreement: Fraction
     logit_error: float | None
-    seconds_per_pair: float | None
     int8_share_of_multiply_adds: Fraction
     seconds: float
     accepted: bool
     reason: str
     estimated: bool = False  # measured on fewer tiles: used to rank groups, not to decide
+
+
+class ControlSpeed(Struct, frozen=True):
+    """Speed of the result of accuracy control beside the graph that it started from: one pair per call, one thread."""
+
+    engine: str  # the library that ran both
+    ratio: float  # pairs per second after divided by before
 
 
 class ControlRecord(Struct, frozen=True):
@@ -87,6 +93,7 @@ class ControlRecord(Struct, frozen=True):
     groups: list[GroupRecord]
     ranking: list[EffectRecord]  # in the order in which groups are reverted
     steps: list[StepRecord]
+    speed: ControlSpeed | None = None  # None: nothing was reverted, or no engine of this machine opens the graph
 
     @property
     def chosen(self) -> StepRecord:
@@ -179,15 +186,15 @@ def decode_plan_record(name: str, data: bytes) -> PlanRecord:
         raise InputError(f"{name} cannot be read: {error}; build the bundle again") from error
 
 
-def record_of(report: ControlReport) -> ControlRecord:
-    """Converts ``report`` to the record that is kept in a bundle."""
+def record_of(report: ControlReport, speed: ControlSpeed | None = None) -> ControlRecord:
+    """Converts ``report`` to the record that is kept in a bundle; ``speed`` is what reverting operators cost."""
     return ControlRecord(
         limit_points=report.limit.points, min_agreement=report.limit.agreement,
         budget_seconds=_finite(report.budget_seconds), seconds=report.seconds, passed=report.passed,
         stopped=report.stopped, result=report.result.number,
         groups=[GroupRecord(group.name, list(group.nodes), group.multiply_adds) for group in report.groups],
         ranking=[_effect_record(effect) for effect in report.effects],
-        steps=[_step_record(step) for step in report.steps],
+        steps=[_step_record(step) for step in report.steps], speed=speed,
     )  # fmt: skip
 
 
@@ -201,7 +208,7 @@ def _step_record(step: Step) -> StepRecord:
     return StepRecord(
         number=step.number, phase=step.phase, changed=list(step.changed), float_groups=list(step.float_groups),
         f1_drop_points=_finite(found.f1_drop), loss_points=_finite(loss(found)), agreement=found.agreement,
-        logit_error=_finite(found.logit_error), seconds_per_pair=found.seconds_per_pair,
+        logit_error=_finite(found.logit_error),
         int8_share_of_multiply_adds=step.int8_share, seconds=step.seconds, accepted=step.accepted, reason=step.reason,
         estimated=step.estimated,
     )  # fmt: skip

@@ -62,11 +62,16 @@ def architecture() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
+def fits_processor(needs: Collection[str]) -> bool:
+    """Returns whether this processor has one of ``needs``, instruction sets or architectures, or there are none."""
+    return not needs or not cpu_flags().union({architecture()}).isdisjoint(needs)
+
+
 def check_processor(needs: Collection[str]) -> None:
     """Raises UnavailableError if this processor has none of ``needs``: instruction sets or architectures."""
-    flags = cpu_flags()
-    if not needs or not flags.union({architecture()}).isdisjoint(needs):
+    if fits_processor(needs):
         return
+    flags = cpu_flags()
     found = ", ".join(f for f in _FEATURES if f in flags) or "no known extension"
     raise UnavailableError(
         f"it needs a processor with {' or '.join(needs)}; this one is {architecture()} with {found}; "

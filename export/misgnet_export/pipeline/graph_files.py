@@ -28,7 +28,7 @@ def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, fo
     path = f"graphs/{lowest(recipe.precision)}_{recipe.name}.onnx"
     written = _write(context.root, recipe.name, path, recipe.precision, model)
     entry = quantization_entry(path, recipe, found, graph.model)
-    control = record_of(found.control) if found.control else None
+    control = record_of(found.control, found.control_speed) if found.control else None
     return replace(written, file=replace(written.file, quantization=entry, control=control))
 
 

@@ -29,10 +29,12 @@ from misgnet_calibration.quantizer.quantize import QuantizationInputs, Quantized
 from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_calibration.statistics.calibrators import Calibrating
 from misgnet_calibration.statistics.observers import Range
+from misgnet_export.evidence import ControlSpeed
 from misgnet_export.pipeline.agreement import Agreement, compare, is_broken, predictions_of
 from misgnet_export.pipeline.calibrate import Calibrated, observe
 from misgnet_export.pipeline.choose_calibrator import quantized_as
 from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.control_speed import measure_control
 from misgnet_export.pipeline.validation_loss import Decision, Loss
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.formatting import plural
@@ -55,6 +57,7 @@ class RecipeGraph:
     tried: Mapping[str, Agreement] = field(default_factory=dict)
     repairs: tuple[Attempt, ...] = ()
     control: ControlReport | None = None
+    control_speed: ControlSpeed | None = None  # what the operators cost that control reverted
 
 
 def quantize_recipe(context: BuildContext, start: Calibrated, recipe: Recipe) -> RecipeGraph:
@@ -191,8 +194,12 @@ def _control(context: BuildContext, decision: Decision, found: RecipeGraph, limi
         inputs = keeping(frozenset(report.result.float_groups))
         quantized = inputs.quantize(recipe)
         floats = listed(report.result.float_groups, groups)
-        stage.finding = f"{_described(quantized)}; {report.result.reason}; reverted to float: {floats}"
-    return replace(found, quantized=quantized, inputs=inputs, control=report)
+        speed = None
+        if report.result.float_groups:
+            speed = measure_control(context, recipe, found.quantized.model, quantized.model)
+        cost = f", {speed.ratio:.2f} times the speed in {speed.engine}" if speed else ""
+        stage.finding = f"{_described(quantized)}; {report.result.reason}; reverted to float: {floats}{cost}"
+    return replace(found, quantized=quantized, inputs=inputs, control=report, control_speed=speed)
 
 
 def _described(quantized: QuantizedGraph) -> str:

@@ -52,7 +52,7 @@ from misgnet_calibration.quantizer.quantize import quantize
 from misgnet_calibration.quantizer.recipes import CPU, RTX, TENSORRT, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.observers import Histogram, Range
-from misgnet_export.evidence import ControlRecord, record_of
+from misgnet_export.evidence import ControlRecord, ControlSpeed, record_of
 from misgnet_export.report import render
 from misgnet_export.report.control import control_table, draw_control, step_rows, summary
 from misgnet_runtime.accuracy.gate import LEAST_AGREEMENT, decide, f1_drop
@@ -908,6 +908,14 @@ def test_the_table_marks_estimates_and_counts_groups_without_macs():
 def test_names_are_not_interpreted_as_markup():
     report = control([Group("[red]x[/]", ("n",), 1)], lambda f: FLOAT if f else START, 0.1, 9)
     assert "[red]x[/]" in shown(record_of(report), 200)
+
+
+def test_the_caption_states_what_reverting_cost():
+    report = hard().control(budget=300)
+    assert "of the MACs out of INT8 (0.80 times the speed in openvino)." in summary(
+        record_of(report, ControlSpeed("openvino", 0.8))
+    )
+    assert "times the speed" not in summary(record_of(report))
 
 
 def test_the_caption_states_that_no_step_passed():

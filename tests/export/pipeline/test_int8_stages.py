@@ -155,6 +155,11 @@ def test_control_finds_and_reports_the_broken_operator(recipe: Recipe, tiles) ->
     assert "two/Conv_two_conv" not in kept  # it reads the broken activation
     assert not kept or kept == {"one/Conv_one_conv"}
     assert "accuracy control" in text and "reverted to float" in text
+    if recipe is CPU:
+        assert found.control_speed is not None and found.control_speed.ratio > 0
+        assert f", {found.control_speed.ratio:.2f} times the speed in onnxruntime" in text
+    else:
+        assert found.control_speed is None, "no engine of a CPU opens this graph"
     entry = quantization_entry("graphs/int8.onnx", recipe, found, change_graph())
     reverted = {item.node for item in entry.placement if item.rule == "reverted"}
     assert "two/Conv_two_conv" in reverted and entry.shares()["int8"] == pytest.approx(found.quantized.int8_share)

@@ -40,7 +40,6 @@ class Measurement:
     f1_drop: float | None  # points; None if no label has change
     agreement: float  # share of pixels with the same mask, 0 to 1
     logit_error: float  # mean absolute difference of probabilities or of logits (the same in all of a search)
-    seconds_per_pair: float | None = None
 
     def __post_init__(self) -> None:
         if math.isnan(self.f1_drop or 0.0) or not 0 <= self.agreement <= 1 or not self.logit_error >= 0:
