@@ -15,7 +15,9 @@ from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.targets import PRODUCTS, Product
 from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.bundle.golden import GoldenTiles, write_golden
+from misgnet_runtime.errors import MisgnetError
 from misgnet_runtime.inference.throughput import Task, measure
+from misgnet_runtime.log import current
 from misgnet_runtime.machine import fits_processor
 from misgnet_runtime.raster.dataset import stack
 
@@ -38,9 +40,13 @@ def measure_control(
         unknown = np.zeros(images[0].shape[:3], np.float32)  # the probability is not needed
         write_golden(root / "tiles.npz", GoldenTiles(*images, unknown))
         entries = [_entry(product, root, *graph) for graph in (("before", before), ("after", after))]
-        interface = context.interface
-        tasks = [Task(one, folder, interface, "tiles.npz", threads=1, warm_up=_WARM_UP) for one in entries]
-        first, second = measure(tasks, _SECONDS)
+        interface, tile = context.interface, str(root / "tiles.npz")
+        tasks = [Task(one, folder, interface, tile, threads=1, warm_up=_WARM_UP) for one in entries]
+        try:
+            first, second = measure(tasks, _SECONDS)
+        except MisgnetError as error:  # evaluation finds out whether the engine can be used
+            current().warning(f"the speed that accuracy control costs for {recipe.name} was not measured: {error}")
+            return None
     return ControlSpeed(engine=product.engine, ratio=second.pairs_per_second / first.pairs_per_second)
 
 

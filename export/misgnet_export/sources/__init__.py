@@ -5,15 +5,18 @@ options             the options that describe a network
 declaration         what a network is: as found in it, and as declared by the user
 resolve             merges both, refuses contradictions and asks for what is missing
 misgnet_checkpoint  weights of this project's network
-onnx_file           a network in an ONNX file, as any framework exports it
-onnx_reader         reads such a file within limits, after onnx_scan has counted what it holds
-onnx_batch          converts its opset and makes it accept any batch, which onnx_batch_axis follows through it
+onnx_file           a network in an ONNX file
+onnx_reader         reads such a file within limits; onnx_scan counts its parts before it is parsed
+onnx_batch          converts its operator set and makes a fixed batch dynamic; onnx_batch_axis follows the batch
 onnx_session        runs a bare network in ONNX Runtime
 pytorch_factory     a network that the user's own code makes
 factory_code        runs that code
 factory_weights     loads a state dict into the network
+network_trials      finds out what such a network is by running it
+network_calls       calls it with images of both dates
 deploy              adds preprocessing and postprocessing to the graph of any other network
 reference           the same in NumPy, for predictors that parity is measured against
+torch_threads       runs PyTorch with a tile per core
 """
 
 from __future__ import annotations
