@@ -251,5 +251,6 @@ class _Copies:
 
 
 def _sharing(network: nn.Module) -> nn.Module:
-    """Returns a copy of a network with the same tensors."""
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+    """Returns a copy of a network with the same tensors, for inference."""
+    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+    return copied.eval()  # copies of torch.fx's modules are in training mode

@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch", reason="the compiler needs the [export] ext
 
 import onnxruntime
 from torch import nn
+from torch.fx import symbolic_trace
 
 from misgnet_calibration.onnx_graph import Graph
 from misgnet_export.graph.cut import find_cut
-from misgnet_export.sources import open_source
+from misgnet_export.sources import open_source, pytorch_factory
 from misgnet_export.sources.declaration import Declaration
 from misgnet_export.sources.float_model import FloatModel
 from misgnet_export.sources.options import ModelOptions, parse_output
@@ -421,3 +422,9 @@ def test_values_that_a_network_keeps_in_attributes_do_not_mix_between_threads(fa
     before, after = pair(8)
     single = np.concatenate([predict(before[i : i + 1], after[i : i + 1]) for i in range(8)])
     assert np.array_equal(predict(before, after), single)
+
+
+def test_copies_of_traced_networks_are_for_inference() -> None:
+    traced = symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.9)).eval())
+    copied = pytorch_factory._sharing(nn.Sequential(traced).eval())
+    assert not any(module.training for module in copied.modules())
