@@ -253,4 +253,4 @@ class _Copies:
 def _sharing(network: nn.Module) -> nn.Module:
     """Returns a copy of a network with the same tensors, for inference."""
     copied = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-    return copied.eval()  # copies of torch.fx's modules are in training mode
+    return copied.eval()  # copies of what torchvision's create_feature_extractor returns are in training mode

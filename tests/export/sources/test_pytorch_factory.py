@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch", reason="the compiler needs the [export] ext
 
 import onnxruntime
 from torch import nn
-from torch.fx import symbolic_trace
 
 from misgnet_calibration.onnx_graph import Graph
 from misgnet_export.graph.cut import find_cut
@@ -424,7 +423,13 @@ def test_values_that_a_network_keeps_in_attributes_do_not_mix_between_threads(fa
     assert np.array_equal(predict(before, after), single)
 
 
-def test_copies_of_traced_networks_are_for_inference() -> None:
-    traced = symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.9)).eval())
-    copied = pytorch_factory._sharing(nn.Sequential(traced).eval())
+class CopiedForTraining(nn.Dropout):
+    """Is in training mode when it was copied, as what torchvision's create_feature_extractor returns."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> CopiedForTraining:
+        return CopiedForTraining(self.p)
+
+
+def test_copies_of_networks_are_for_inference() -> None:
+    copied = pytorch_factory._sharing(nn.Sequential(nn.Conv2d(3, 3, 1), CopiedForTraining(0.9)).eval())
     assert not any(module.training for module in copied.modules())
