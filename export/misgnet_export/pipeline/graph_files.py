@@ -14,6 +14,7 @@ from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.quantization_record import quantization_entry
 from misgnet_export.pipeline.quantize import RecipeGraph
 from misgnet_export.pipeline.result import FLOAT_GRAPH, FloatGraph, GraphFile, WrittenGraph, lowest
+from misgnet_runtime.log import current
 
 
 def write_float(root: Path, model: onnx.ModelProto) -> WrittenGraph:
@@ -27,6 +28,9 @@ def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, fo
         model = with_half_features(model, context.interface)
     path = f"graphs/{lowest(recipe.precision)}_{recipe.name}.onnx"
     written = _write(context.root, recipe.name, path, recipe.precision, model)
+    if recipe.int8 and not found.quantized.sites:
+        why = ", because accuracy control reverted all of them" if found.control else ""
+        current().warning(f"the graph for {recipe.name} has no INT8 operator{why}: its engines compute in float")
     entry = quantization_entry(path, recipe, found, graph.model)
     control = record_of(found.control, found.control_speed) if found.control else None
     return replace(written, file=replace(written.file, quantization=entry, control=control))

@@ -97,7 +97,7 @@ def maps_of(features: Any) -> list[Tensor]:
 
 
 class DatesApart(TorchFunctionMode):
-    """Writes ``chunk`` along the batch as a reshape: ONNX has no plain operator that divides an unknown size by two.
+    """Writes ``chunk`` and ``split`` along the batch as reshapes; ONNX has no plain operator for that size.
 
     Many networks encode both dates as one batch and take it apart in this way.
     """
@@ -110,7 +110,16 @@ class DatesApart(TorchFunctionMode):
             if axis == 0 and maps.shape[0] % count == 0:
                 apart = maps.reshape(count, -1, *maps.shape[1:])
                 return tuple(apart[index] for index in range(count))
+        if function in (torch.split, Tensor.split):
+            maps, size, axis = _split_arguments(*arguments, **(more or {}))
+            if axis == 0 and isinstance(size, torch.SymInt) and maps.shape[0] == 2 * size:
+                apart = maps.reshape(2, -1, *maps.shape[1:])
+                return apart[0], apart[1]
         return function(*arguments, **(more or {}))
+
+
+def _split_arguments(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, Any, int]:
+    return tensor, split_size_or_sections, dim
 
 
 def _chunk_arguments(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int, int]:

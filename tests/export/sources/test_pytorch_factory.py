@@ -403,8 +403,13 @@ def test_network_that_cannot_be_exported_is_refused_with_the_cause(factory: Writ
     assert message.endswith("give the ONNX file")
 
 
-def test_dates_that_are_encoded_as_one_batch_and_taken_apart_are_exported(factory: Write) -> None:
-    found = float_model(opened(factory(model("a, b = self.conv(torch.cat((before, after))).chunk(2); return a - b"))))
+@pytest.mark.parametrize(
+    "apart", ["both.chunk(2)", "torch.chunk(both, 2, dim=0)", "torch.split(both, before.shape[0], dim=0)",
+              "both.split(before.size(0))"],
+)  # fmt: skip
+def test_dates_that_are_encoded_as_one_batch_and_taken_apart_are_exported(factory: Write, apart: str) -> None:
+    body = f"both = self.conv(torch.cat((before, after))); a, b = {apart}; return a - b"
+    found = float_model(opened(factory(model(body))))
     before, after = pair(3)
     assert np.allclose(run(found, before, after), found.predict(before, after), atol=1e-5)
 
