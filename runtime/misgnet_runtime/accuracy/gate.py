@@ -14,7 +14,7 @@ from misgnet_runtime.formatting import truncated
 from misgnet_runtime.storage.schema import Struct
 
 RESAMPLES = 10_000
-LEAST_AGREEMENT = 0.9  # share of pixels; an engine below it is broken, not just lossy, whatever its F1
+LEAST_AGREEMENT = 0.9  # share of pixels with the same mask, below which a graph is broken, not just lossy
 
 
 class Interval(Struct, frozen=True):
@@ -86,8 +86,8 @@ def decide(
 
     If the labels hold no change, F1 is undefined. Then the additional false alarms (points of the unchanged pixels) and
     the disagreeing pixels (points) must both stay within the points that ``limit`` allows for an F1 of 1. If they hold
-    changes and the reference finds none of them, its F1 is 0 and no ratio is defined; every engine keeps that F1. An
-    engine whose masks agree in fewer than 90 % of the pixels fails in any case.
+    changes and the reference finds none of them, its F1 is 0 and no ratio is defined; every engine keeps that F1, and
+    fails only if its masks agree in fewer than 90 % of the pixels.
 
     Args:
         reference: Counts of the reference model.
@@ -99,17 +99,18 @@ def decide(
         intervals: Bootstrap intervals of drop and ratio.
         labelled: Whether there are labels; without, all pixels are counted as unchanged ones.
     """
-    if agreement < LEAST_AGREEMENT:
-        return _broken_verdict(agreement)
     drop, ratio = f1_drop(reference, engine), f1_ratio(reference, engine)
     if drop is None:
         return _no_change_verdict(reference, engine, agreement, limit.points(None), labelled)
+    if reference.f1 == 0 and agreement < LEAST_AGREEMENT:
+        return _broken_verdict(agreement)
     if limit.min_f1_ratio is not None:
         return _by_ratio(drop, ratio, limit.min_f1_ratio, rule, intervals.ratio if intervals else None)
-    allowed = limit.points(reference.f1)
-    if rule == "point":
-        return _drop_verdict(drop, allowed)
-    return _upper_drop_verdict(drop, allowed, intervals.drop if intervals else None)
+    return _by_drop(drop, limit.points(reference.f1), rule, intervals.drop if intervals else None)
+
+
+def _by_drop(drop: float, allowed: float, rule: GateRule, interval: Interval | None) -> Verdict:
+    return _drop_verdict(drop, allowed) if rule == "point" else _upper_drop_verdict(drop, allowed, interval)
 
 
 def _by_ratio(drop: float, ratio: float | None, required: float, rule: GateRule, interval: Interval | None) -> Verdict:

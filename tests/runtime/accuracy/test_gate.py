@@ -116,9 +116,10 @@ def test_agreement_alone_decides_without_labels(disagreeing: int, passed: bool) 
 
 
 @pytest.mark.parametrize(("agreement", "passed"), [(0.9, True), (0.899, False)])
-@pytest.mark.parametrize("found", [Confusion(tp=50, fn=50, tn=900), Confusion(fn=100, tn=900)])
-def test_engine_with_other_masks_is_broken_whatever_its_f1(found: Confusion, agreement: float, passed: bool) -> None:
-    verdict = decide(found, found, agreement, F1Limit(min_f1_ratio=0.999))
+@pytest.mark.parametrize("limit", [F1Limit(min_f1_ratio=0.999), F1Limit(max_f1_drop=1.0)])
+def test_engine_with_other_masks_fails_if_f1_cannot_tell(limit: F1Limit, agreement: float, passed: bool) -> None:
+    blind = Confusion(fn=100, tn=900)
+    verdict = decide(blind, Confusion(fp=100, fn=100, tn=800), agreement, limit)
     assert verdict.passed is passed
     assert ("broken, not just lossy" in verdict.reason) is not passed
 
