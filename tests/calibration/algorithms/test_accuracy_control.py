@@ -55,7 +55,7 @@ from misgnet_calibration.statistics.observers import Histogram, Range
 from misgnet_export.evidence import ControlRecord, ControlSpeed, record_of
 from misgnet_export.report import render
 from misgnet_export.report.control import control_table, draw_control, step_rows, summary
-from misgnet_runtime.accuracy.gate import LEAST_AGREEMENT, decide, f1_drop
+from misgnet_runtime.accuracy.gate import decide, f1_drop
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.bundle.quantization import RepairEntry
@@ -563,7 +563,7 @@ def test_without_change_the_decision_equals_the_gates(pixels, data, limit):
         Confusion(fp=before, tn=pixels - before), Confusion(fp=after, tn=pixels - after), agreement, allowed
     )
     found = Measurement(None, max(0.0, agreement), 0.0)
-    assert passes(found, Limit(limit, LEAST_AGREEMENT)) is verdict.passed
+    assert passes(found, Limit(limit)) is verdict.passed
     assert loss(found) == pytest.approx(verdict.value)
 
 
