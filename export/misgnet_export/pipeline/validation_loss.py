@@ -62,6 +62,11 @@ class Decision:
         """F1 of the float graph, 0 to 1; None if no label has change."""
         return self._confusion(self.expected).f1
 
+    def undecided(self, margin: float) -> float:
+        """Returns the share of pixels whose probability in the float graph is at most ``margin`` from the threshold."""
+        near = [np.abs(values - self.threshold) <= margin for values in self.expected]
+        return float(np.mean([part.mean() for part in near]))
+
     def loss(self, model: onnx.ModelProto) -> Loss:
         """Measures the loss of ``model``: F1 in points, differing pixels, and mean difference of the probability."""
         found = predictions_of(model, self.interface, self.tiles)

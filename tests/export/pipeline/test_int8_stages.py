@@ -18,6 +18,7 @@ pytest.importorskip("onnxsim", reason="the compiler needs the [export] extra")
 pytest.importorskip("torch", reason="the compiler needs the [export] extra")
 
 from misgnet_calibration.algorithms.accuracy_control import NO_NUMBERS
+from misgnet_calibration.quantizer.known_modules import MISGNET, UNKNOWN
 from misgnet_calibration.quantizer.recipes import CPU, TENSORRT, TENSORRT_FP16, Recipe
 from misgnet_calibration.quantizer.rules import EVERYTHING_RULES
 from misgnet_calibration.statistics.cache import ActivationStatistics, StatisticsKey
@@ -26,7 +27,7 @@ from misgnet_export.pipeline.agreement import predictions_of
 from misgnet_export.pipeline.calibrate import Calibrated, observe, observe_or_reuse
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantization_record import quantization_entry
-from misgnet_export.pipeline.quantize import RecipeGraph, limit_of, quantize_recipe
+from misgnet_export.pipeline.quantize import RecipeGraph, _usual_differing, limit_of, quantize_recipe
 from misgnet_export.pipeline.validation_loss import Decision
 from misgnet_runtime.accuracy.limit import F1Limit
 from misgnet_runtime.bundle.manifest import Interface
@@ -247,6 +248,23 @@ def test_strict_gate_allows_fewer_differing_pixels(monkeypatch: pytest.MonkeyPat
     assert [limit_of(F1Limit(max_f1_drop=drop), None).agreement for drop in drops] == pytest.approx(
         [0.9993, 0.9993, 0.9993, 0.999, 0.9984, 0.998, 0.998]
     )
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_pixels_that_the_float_graph_hardly_decides_may_differ_in_unknown_networks(tiles, labelled: bool) -> None:
+    """If labels hold no change, the gate itself limits differing pixels, so only few may differ."""
+    decision = calibrated(tiles).decision
+    assert decision is not None
+    near = np.full((32, 32), 0.9, np.float32)
+    near[0, :10] = np.linspace(0.491, 0.509, 10)  # 10 of 1024 pixels
+    shown = [replace(tile, label=tile.label if labelled else np.zeros_like(tile.label)) for tile in decision.tiles]
+    decision = replace(decision, tiles=tuple(shown), expected=[near] * len(shown))
+    assert decision.undecided(0.01) == pytest.approx(10 / 1024)
+    assert _usual_differing(UNKNOWN, decision) == pytest.approx(10 / 1024 if labelled else 0.0007)
+    assert _usual_differing(MISGNET, decision) == 0.0007
+    blank = replace(decision, expected=[np.full((32, 32), 0.5, np.float32)] * len(shown))
+    assert _usual_differing(UNKNOWN, blank) == (0.02 if labelled else 0.0007)
+    assert limit_of(F1Limit(max_f1_drop=0.5), 0.8, 0.05).agreement == pytest.approx(0.95)
 
 
 # FP16
