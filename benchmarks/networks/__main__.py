@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=2.0, help="Minutes of each training at most (default: 2).")
     add("--control-minutes", type=float, default=1.0, help="As in `misgnet-export build` (default: 1).")
     add("--calib-tiles", type=int, default=32, help="Calibration tiles (default: 32).")
+    add("--quick", action="store_true", help="Build without a choice of calibrators, repairs and accuracy control.")
     add("--limit", type=float, default=30.0, help="Time limit in minutes for one step (default: 30).")
     add("--only", nargs="+", choices=[network.key for network in NETWORKS], help="Only these (default: all).")
     add("--ways", nargs="+", choices=WAYS, default=WAYS, help="Only these ways (default: both).")

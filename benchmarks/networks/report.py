@@ -173,13 +173,16 @@ def _way(row: Row) -> str:
     return row.exported if row.way == "onnx" else "factory"
 
 
+_QUICK = " Built with --quick: ranges by maximum, neither repairs nor accuracy control."
+
+
 def _captions(report: Report) -> list[str]:
     settings = report.settings
     versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
     lines = [
         f"{machine_line(report.machine)}; tiles of {settings['side']} px: {settings['train']} to train and to choose "
         f"{settings['calibration']} for calibration from, {settings['val']} for validation, {settings['test']} for "
-        "evaluation.",
+        f"evaluation.{_QUICK * bool(settings.get('quick'))}",
         "F1 is that of the network in PyTorch. Differences, ratios and equal pixels compare the engines of the bundle "
         "with it, on all evaluation tiles, in a loop that uses nothing of the compiler. INT8: ONNX Runtime, then "
         "OpenVINO.",

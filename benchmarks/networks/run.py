@@ -53,6 +53,8 @@ class Options:
     limit: float = 30.0
     # Calibration tiles.
     calib_tiles: int = 32
+    # Whether builds neither try several calibrators, nor repair, nor control.
+    quick: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ def run(options: Options, work: Path, networks: Iterable[Network], ways: tuple[W
     _train_all(place, networks)
     made = [_kept_row(place, network, way) for network in networks for way in ways]
     settings = {"side": tiles.SIDE, "calibration": options.calib_tiles, "minutes": options.minutes, **tiles.COUNTS}
+    settings["quick"] = options.quick
     return Report(describe_machine(), settings, pins(REQUIREMENTS / f"{ENVIRONMENT}.txt"), made)
 
 
@@ -103,7 +106,8 @@ def _train_all(place: Place, networks: list[Network]) -> None:
 def _kept_row(place: Place, network: Network, way: Way) -> Row:
     """Returns the row of an earlier run if nothing that it depends on has changed, else a new one."""
     path = place.folder(network) / f"{way}.json"
-    key = _key(place.tiles, place.sources, network, _guests("*.py"), place.options.calib_tiles, way)
+    numbers = [place.options.calib_tiles, place.options.control_minutes, place.options.quick]
+    key = _key(place.tiles, place.sources, network, _guests("*.py"), numbers, way)
     if path.is_file() and (stored := json.loads(path.read_bytes()))["key"] == key:
         return msgspec.convert(stored["row"], Row)
     row = _row(place, network, way)
@@ -154,7 +158,10 @@ def _build_options(place: Place, network: Network, threshold: float | None) -> l
     words = ["--force", "--tile", str(tiles.SIDE), "--calib-tiles", str(place.options.calib_tiles)]
     for option, split in (("--calib", "train"), ("--val", "val"), ("--eval", "test")):
         words += [option, str(place.tile_folder(network, split))]
-    words += ["--control-minutes", f"{place.options.control_minutes:g}", "--target", "auto"]
+    minutes = 0 if place.options.quick else place.options.control_minutes
+    words += ["--control-minutes", f"{minutes:g}", "--target", "auto"]
+    if place.options.quick:
+        words += ["--observer", "max", "--repair", "never"]
     if fits_processor(PRODUCTS["openvino-bf16"].needs):
         words += ["--target", "openvino-bf16"]
     return words if threshold is None else [*words, "--threshold", f"{threshold:.6f}"]
