@@ -173,7 +173,7 @@ def _way(row: Row) -> str:
     return row.exported if row.way == "onnx" else "factory"
 
 
-_QUICK = " Built with --quick: ranges by maximum, neither repairs nor accuracy control."
+_QUICK = " Built with --quick: ranges by maximum, neither repairs nor accuracy control, and a gate of 0.9."
 
 
 def _captions(report: Report) -> list[str]:
