@@ -42,11 +42,14 @@ def simplify_graph(model: onnx.ModelProto, *, norms_fold: bool = True) -> onnx.M
     left = [node.name for node in simplified.graph.node if node.op_type == "BatchNormalization"]
     if left and norms_fold:
         raise GateFailed(f"batch norms were not folded: {len(left)} remain, the first is '{left[0]}'")
-    return with_shapes(_lifted(simplified))
+    return with_shapes(lift_constants(simplified))
 
 
-def _lifted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes Constant nodes, as other exporters write them, initializers: placement and rewrites look for these."""
+def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Changes Constant nodes of ``model``, as other exporters write them, to initializers; returns ``model``.
+
+    All that inspects a graph looks for the values of initializers.
+    """
     kept = []
     for node in model.graph.node:
         value = _value(node)

@@ -69,15 +69,15 @@ def _check_source(request: BuildRequest, report: Callable[[str], None]) -> Pixel
         raise
     for words in source.findings:
         report(words)
-    fixed, interface = with_interface(replace(request, tile=None) if request.tile == "auto" else request, source)
+    _, interface = with_interface(replace(request, tile=None) if request.tile == "auto" else request, source)
     check_model(request, source.float_model(interface))
-    report(_tiles_in_words(request, interface, fixed.max_batch))
+    report(_tiles_in_words(request, interface))
     return interface.pixels
 
 
-def _tiles_in_words(request: BuildRequest, interface: Interface, batch: int) -> str:
+def _tiles_in_words(request: BuildRequest, interface: Interface) -> str:
     tile = "tiles of a size yet to be chosen" if request.tile == "auto" else f"tiles of {interface.tile} px"
-    return f"{tile}, batches of up to {batch}"
+    return f"{tile}, batches of up to {interface.max_batch}"
 
 
 def _declared_pixels(request: BuildRequest) -> PixelFormat | None:

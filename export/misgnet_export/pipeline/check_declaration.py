@@ -42,7 +42,7 @@ def check_declaration(
         found = _mask_warnings(reference.evaluated, source)
         if source.entry.source != "misgnet" and tiles.labelled and not found:
             few = tiles.spread(_TILES)
-            swapped = _swap(model, few, context.policy.threshold)
+            swapped = _swap(model, few, context.policy.threshold, reference.evaluated)
             found += swap_warnings(swapped, source, len(few))
         stage.finding = "; ".join(found) or "nothing unusual in the float model's masks"
     for warning in found:
@@ -85,10 +85,15 @@ def swap_warnings(found: Swapped, source: Source, tiles: int) -> list[str]:
     ]
 
 
-def _swap(model: FloatModel, tiles: TileSet, threshold: float) -> Swapped:
+def _swap(model: FloatModel, tiles: TileSet, threshold: float, evaluated: list[EvaluatedTile]) -> Swapped:
+    """Measures F1 of ``tiles``, which are among those ``evaluated`` as declared."""
+
     def f1(predict: Predict) -> float | None:
         found = evaluate_tiles(model.reference, predict, tiles, threshold)
         return Confusion.total([tile.confusion for tile in found]).f1
+
+    names = {ref.name for ref in tiles}
+    declared = Confusion.total([tile.confusion for tile in evaluated if tile.name in names]).f1
 
     def dates(before: Image, after: Image) -> NDArray[np.float32]:
         return model.predict(after, before)
@@ -96,4 +101,4 @@ def _swap(model: FloatModel, tiles: TileSet, threshold: float) -> Swapped:
     def bands(before: Image, after: Image) -> NDArray[np.float32]:
         return model.predict(*(np.ascontiguousarray(images[..., ::-1]) for images in (before, after)))
 
-    return Swapped(f1(model.predict), f1(dates), f1(bands) if model.interface.bands > 1 else None)
+    return Swapped(declared, f1(dates), f1(bands) if model.interface.bands > 1 else None)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
+from onnx import NodeProto, TensorProto, numpy_helper, version_converter
 
 from misgnet_calibration.onnx_graph import copied
 from misgnet_export.graph.export import OPSET
-from misgnet_export.graph.simplify import simplify_graph
+from misgnet_export.graph.simplify import lift_constants, simplify_graph
 from misgnet_export.sources.onnx_batch_axis import Position, Sizes, batch_axes
 from misgnet_export.sources.onnx_session import Session
 from misgnet_runtime.errors import GateFailed, InputError
@@ -21,7 +21,6 @@ from misgnet_runtime.errors import GateFailed, InputError
 _BATCH = "batch"
 _PROOF = 3  # batch that must give the same output as single pairs
 _TOLERANCE = 1e-4  # of the output's range
-_VALUES = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
 
 
 def to_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
@@ -38,7 +37,7 @@ def to_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
             raise InputError(
                 f"{name} has opset {opset}, and {_failed(model, error)}; export it with opset_version={OPSET}"
             ) from error
-    _lift_constants(converted)
+    lift_constants(converted)
     del converted.graph.value_info[:]
     return converted
 
@@ -167,31 +166,6 @@ def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = (*graph.value_info, *graph.input, *graph.output)
     return {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in values}
-
-
-def _lift_constants(model: onnx.ModelProto) -> None:
-    """Makes initializers of Constant nodes, so that all that inspects a graph sees their values."""
-    kept = []
-    for node in model.graph.node:
-        value = _constant_of(node)
-        if value is None:
-            kept.append(node)
-        else:
-            value.name = node.output[0]
-            model.graph.initializer.append(value)
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-
-
-def _constant_of(node: NodeProto) -> TensorProto | None:
-    if node.op_type != "Constant" or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        return attribute.t
-    if attribute.name not in _VALUES:
-        return None
-    return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), _VALUES[attribute.name]))
 
 
 def _failed(model: onnx.ModelProto, error: Exception) -> str:
