@@ -128,7 +128,7 @@ def _pixel_area(grid: Grid, centre: Any) -> float:
     t = grid.transform
     plane = abs(t.a * t.e - t.b * t.d)
     if not grid.crs.is_geographic:
-        return float(plane * grid.crs.linear_units_factor[1] ** 2)
+        return float(plane * grid.crs.units_factor[1] ** 2)
     _, latitude = mapped(t, centre.x, centre.y)
     squared = _FLATTENING * (2 - _FLATTENING)
     bend = 1 - squared * math.sin(math.radians(latitude)) ** 2

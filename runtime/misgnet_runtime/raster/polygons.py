@@ -17,7 +17,7 @@ from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.styles import change_areas
 
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
-_LAYER = "change"
+_LAYER, _STYLES = "change", "layer_styles"  # the second name is QGIS's
 _UTC = 100  # OGR's flag of a time zone
 
 
@@ -106,7 +106,7 @@ def _write_style(pyogrio: Any, path: Path) -> None:
     }  # fmt: skip
     values = [np.array([value], bool if value is True else object) for value in table.values()]
     pyogrio.raw.write(
-        path, None, values, list(table), layer="layer_styles", driver="GPKG", geometry_type=None, append=True
+        path, None, values, list(table), layer=_STYLES, driver="GPKG", geometry_type=None, append=True
     )  # fmt: skip
 
 
@@ -119,6 +119,8 @@ def _is_written(pyogrio: Any, path: Path, pixels: NDArray[np.int64]) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             meta, _, outlines, columns = pyogrio.raw.read(path, layer=_LAYER)
+            if path.suffix.lower() == ".gpkg" and len(pyogrio.raw.read(path, layer=_STYLES)[3][0]) != 1:
+                return False
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeWarning):
         return False
     names = list(meta["fields"])

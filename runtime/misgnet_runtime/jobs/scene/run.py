@@ -217,9 +217,10 @@ def _facts(run: Run, tally: Tally, tags: dict[str, str], counts: Counts, warning
     pixels = run.inputs.grid.height * run.inputs.grid.width
     valid = pixels - counts.nodata
     return Facts(
-        scene=printable(run.name or run.inputs.after.origin.stem), bundle=run.bundle.name.resolve().name, tile=run.interface.tile,
-        inputs=run.inputs, options=run.options, tags=tags, changed_share=counts.changed / valid if valid else None,
-        valid_share=valid / pixels, unreadable=(tally.share("before"), tally.share("after")), warnings=warnings,
+        scene=printable(run.name or run.inputs.after.origin.stem), bundle=run.bundle.name.resolve().name,
+        tile=run.interface.tile, inputs=run.inputs, options=run.options, tags=tags,
+        changed_share=counts.changed / valid if valid else None, valid_share=valid / pixels,
+        unreadable=(tally.share("before"), tally.share("after")), warnings=warnings,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,7 +115,7 @@ def _summary(facts: Facts, changes: Changes) -> list[tuple[str, str]]:
         ("Valid pixels", format_percent(facts.valid_share)),
         ("Unreadable pixels", f"before {before}, after {after}"),
         ("Size", f"{grid.width:,} x {grid.height:,} px" + (f" of {metres:.3g} m" if metres else "")),
-        ("Coordinate system", grid.crs.to_string() if grid.crs else "none"),
+        ("Coordinate system", _system(grid) or "none"),
     ]
     if inputs.shift:
         rows, columns = inputs.shift
@@ -124,6 +125,15 @@ def _summary(facts: Facts, changes: Changes) -> list[tuple[str, str]]:
 
 def _share(changed: float | None) -> str:
     return "no pixel is valid" if changed is None else f"{format_percent(changed)} of the valid pixels"
+
+
+def _system(grid: Grid) -> str | None:
+    """Returns the code of a coordinate system, or its name if it has none; None: there is no system."""
+    if grid.crs is None:
+        return None
+    text = str(grid.crs.to_string())
+    name = re.search(r'\["([^"]*)"', text)  # of WKT
+    return name[1] if name else text
 
 
 def _total(changes: Changes, grid: Grid) -> str:
@@ -189,9 +199,7 @@ def _table(changes: list[Change], grid: Grid) -> tuple[list[str], list[tuple[str
     if grid.has_transform:
         digits = 6 if grid.crs and grid.crs.is_geographic else 1
         there = (mapped(grid.transform, *point) for point in points)
-        system = grid.crs.to_string() if grid.crs else "Map"
-        system = system if len(system) <= 20 else "Map"
-        places = [(f"{system}: x, y", [f"{x:.{digits}f}, {y:.{digits}f}" for x, y in there])]
+        places = [(f"{_system(grid) or 'Map'}: x, y", [f"{x:.{digits}f}, {y:.{digits}f}" for x, y in there])]
     if (found := longitudes_latitudes(load_rasterio("a scene"), grid, points)) and grid.crs.to_epsg() != 4326:
         places.append(("Longitude, latitude", [f"{x:.6f}, {y:.6f}" for x, y in found]))
     for name, texts in places:

@@ -13,8 +13,7 @@
 
   function show() {
     const across = viewer.clientWidth, down = viewer.clientHeight, scale = fit() * zoom;
-    const halves = [across / 2 / (width * scale), down / 2 / (height * scale)];
-    [x, y] = [x, y].map((at, axis) => halves[axis] >= 0.5 ? 0.5 : limit(at, halves[axis], 1 - halves[axis]));
+    [x, y] = zoom === 1 ? [0.5, 0.5] : [limit(x, 0, 1), limit(y, 0, 1)];
     const left = across / 2 - x * width * scale, top = down / 2 - y * height * scale;
     for (const layer of layers) {
       layer.style.width = `${width}px`;
