@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -66,13 +66,15 @@ def predict_opened(
     options: SceneOptions,
     log: EventLog,
     progress: Progress | None = None,
+    tags: Mapping[str, str] | None = None,
     name: str | None = None,
 ) -> SceneReport:
     """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine, in another thread.
 
     It does so while the pixels are inspected, after all other checks. For an engine that stays open for many scenes,
     ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and pictures
-    are read from the same open file. ``name`` is the scene's (default: that of AFTER).
+    are read from the same open file. ``tags`` are added to those of the outputs; ``name`` is the scene's (default: that
+    of AFTER).
     """
     options.check(output)
     log = log.remembering()
@@ -95,7 +97,7 @@ def predict_opened(
             run = Run(
                 bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
                 entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
-                tuned_batch=detector.batch, name=name,
+                tuned_batch=detector.batch, tags=dict(tags or {}), name=name,
             )  # fmt: skip
             report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
         except KeyboardInterrupt:
