@@ -29,8 +29,20 @@ _LABELS = {  # of tags; other tags appear under their own names
     "MISGNET_THRESHOLD": "Threshold of the probability of change",
     "MISGNET_OVERLAP": "Overlap of neighbouring tiles, pixels",
     "MISGNET_ALIGNED": "After warped onto the grid of before",
+    "MISGNET_BUNDLE_F1": "F1 that the bundle states",
     "MISGNET_SOFTWARE": "Software",
-}
+    "MISGNET_RUN_SHA256": "All settings, SHA-256",
+    "MISGNET_SPLIT": "Encoder and head ran separately",
+    "MISGNET_BATCH": "Tiles per inference call",
+    "MISGNET_STREAMS": "Batches in flight",
+    **{
+        f"MISGNET_{date.upper()}_{name}": f"{date.capitalize()}, {text}"
+        for date in ("before", "after")
+        for name, text in (
+            ("SHA256", "SHA-256"), ("ETAG", "ETag"), ("SIZE_AND_TIME", "size and time"), ("SCALING", "bands and scaling")
+        )
+    },
+}  # fmt: skip
 _ELSEWHERE = ("_NAME", "_DATE", "MISGNET_VALID_SHARE", "MISGNET_UNREADABLE_BEFORE", "MISGNET_UNREADABLE_AFTER")
 # Options that change neither the map nor what is read.
 _UNSHOWN = ("force", "restart", "engine", "no_tuned", "threads", "report")

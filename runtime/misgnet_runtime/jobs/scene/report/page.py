@@ -1,4 +1,4 @@
-"""Renders the page. Texts are escaped here, whatever they contain; equal contents give equal bytes."""
+"""Renders the page. All texts are escaped here; equal contents give equal bytes."""
 
 from __future__ import annotations
 
