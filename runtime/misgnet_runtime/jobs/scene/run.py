@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
-import misgnet_runtime
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.bundle.results import stated_f1, threshold_note
@@ -236,7 +236,7 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally, valid: float) -> dic
     manifest = run.bundle.manifest
     f1 = stated_f1(run.bundle, run.entry.name, run.threshold)
     return {
-        "MISGNET_SOFTWARE": f"misgnet-export {misgnet_runtime.__version__}",
+        "MISGNET_SOFTWARE": f"misgnet-export {version('misgnet-export')}",
         "MISGNET_BUNDLE_VERSION": str(manifest.bundle_version),
         "MISGNET_BUNDLE_SHA256": settings["the bundle"],
         "MISGNET_WEIGHTS_SHA256": manifest.source_weights_sha256,

@@ -35,14 +35,14 @@ _LABELS = {  # of tags; other tags appear under their own names
     "MISGNET_SPLIT": "Encoder and head ran separately",
     "MISGNET_BATCH": "Tiles per inference call",
     "MISGNET_STREAMS": "Batches in flight",
-    **{
-        f"MISGNET_{date.upper()}_{name}": f"{date.capitalize()}, {text}"
-        for date in ("before", "after")
-        for name, text in (
-            ("SHA256", "SHA-256"), ("ETAG", "ETag"), ("SIZE_AND_TIME", "size and time"), ("SCALING", "bands and scaling")
-        )
-    },
-}  # fmt: skip
+}
+for _date in ("Before", "After"):
+    _LABELS |= {
+        f"MISGNET_{_date.upper()}_SHA256": f"{_date}, SHA-256",
+        f"MISGNET_{_date.upper()}_ETAG": f"{_date}, ETag",
+        f"MISGNET_{_date.upper()}_SIZE_AND_TIME": f"{_date}, size and time",
+        f"MISGNET_{_date.upper()}_SCALING": f"{_date}, bands and scaling",
+    }
 _ELSEWHERE = ("_NAME", "_DATE", "MISGNET_VALID_SHARE", "MISGNET_UNREADABLE_BEFORE", "MISGNET_UNREADABLE_AFTER")
 # Options that change neither the map nor what is read.
 _UNSHOWN = ("force", "restart", "engine", "no_tuned", "threads", "report")
