@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,22 @@ class Overview:
     after: Image
     valid: Mask  # bool (h, w): at least one pixel is valid
     changed: Mask  # bool (h, w): at least one pixel is changed
+
+    def reduced(self, most: int) -> Overview:
+        """Returns it with at most ``most`` pixels on its longer side."""
+        rows, columns = (Span(0, length) for length in self.valid.shape)
+        step = step_for(rows, columns, most)
+        if step == 1:
+            return self
+        count = _summed(self.valid, rows, rows, step)
+        dates = []
+        for image in (self.before, self.after):
+            total = [_summed(band, rows, rows, step) for band in np.moveaxis(image * self.valid[..., None], 2, 0)]
+            dates.append(_means(np.stack(total, 2), count).astype(image.dtype))
+        changed = _summed(self.changed, rows, rows, step) > 0
+        return replace(
+            self, step=self.step * step, before=dates[0], after=dates[1], valid=count > 0, changed=changed
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,8 +89,7 @@ class SceneReader:
                     total[(*where, band)] += _summed(image[..., band] * pixels.valid, part_rows, rows, step)
             count[where] += _summed(pixels.valid, part_rows, rows, step)
             changed[where] |= _summed(self._changed(part_rows, part_columns), part_rows, rows, step) > 0
-        mean = ((total + (count // 2)[..., None]) // np.maximum(count, 1)[..., None] for total in sums)
-        before, after = (image.astype(form.samples) for image in mean)
+        before, after = (_means(total, count).astype(form.samples) for total in sums)
         return before, after, count > 0, changed
 
     def _pixels(self, rows: Span, columns: Span) -> tuple[Image, Image, Mask, Mask]:
@@ -103,6 +118,12 @@ def _blocks(part: Span, whole: Span, step: int) -> slice:
     """Returns the blocks of ``whole`` that overlap ``part``."""
     inside = part.within(whole)
     return slice(inside.start // step, -(-inside.stop // step))
+
+
+def _means(total: NDArray[np.uint64], count: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Returns rounded means of sums (h, w, C) over a number of pixels (h, w); 0 where there are none."""
+    counted = np.maximum(count, 1)[..., None]
+    return (total + counted // 2) // counted
 
 
 def _summed(values: NDArray[Any], rows: Span, whole: Span, step: int) -> NDArray[np.uint64]:

@@ -67,6 +67,13 @@ def test_blocks_are_means_of_valid_pixels(
         check(reader.read(rows, columns, step), rows, columns, step)
 
 
+def test_an_overview_is_reduced_further(reader: SceneReader) -> None:
+    whole = reader.whole(1000)
+    assert whole.reduced(101) is whole
+    check(whole.reduced(15), Span(0, H), Span(0, W), 7)
+    assert whole.reduced(15).step == 7 and reader.whole(51).reduced(10).step == 12
+
+
 def test_an_overview_has_at_most_the_size_that_is_asked_for(reader: SceneReader) -> None:
     for most, shape in ((1000, (H, W)), (101, (H, W)), (100, (35, 51)), (10, (7, 10)), (1, (1, 1))):
         found = reader.whole(most)

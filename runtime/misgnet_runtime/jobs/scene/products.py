@@ -71,13 +71,13 @@ def _write_pictures(found: FinishedMap, changes: Changes, paths: Mapping[str, Pa
     with ExitStack() as stack:
         change = stack.enter_context(open_geotiff(load_rasterio("a scene"), found.change))
         reader = SceneReader(found.pair, found.facts.inputs.scalings, change)
+        overview = reader.whole(MOST_PIXELS if "report" in paths else quicklook.MOST_PIXELS)
         if path := paths.get("quicklook"):
-            overview = reader.whole(quicklook.MOST_PIXELS)
             with resumable_errors(path):
-                quicklook.write_quicklook(path, overview, _labels(found.facts))
+                quicklook.write_quicklook(path, overview.reduced(quicklook.MOST_PIXELS), _labels(found.facts))
         if path := paths.get("report"):
             listed = Changes(changes.listed[:LISTED], changes.count, changes.area)
-            pictures = make_pictures(reader, reader.whole(MOST_PIXELS), listed.listed)
+            pictures = make_pictures(reader, overview, listed.listed)
             page = render(page_of(found.facts, listed, pictures))
             with resumable_errors(path):
                 path.write_bytes(page)
