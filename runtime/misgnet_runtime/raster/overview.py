@@ -123,7 +123,7 @@ def _blocks(part: Span, whole: Span, step: int) -> slice:
 def _means(total: NDArray[np.uint64], count: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Returns rounded means of sums (h, w, C) over a number of pixels (h, w); 0 where there are none."""
     counted = np.maximum(count, 1)[..., None]
-    return (total + counted // 2) // counted
+    return np.asarray((total + counted // 2) // counted)
 
 
 def _summed(values: NDArray[Any], rows: Span, whole: Span, step: int) -> NDArray[np.uint64]:

@@ -62,7 +62,6 @@ class Facts:
     valid_share: float
     unreadable: tuple[float, float]  # shares of the pixels of both dates
     warnings: Sequence[str]
-    more: Sequence[tuple[str, str]] = ()  # further lines of the summary: (label, value)
 
 
 def page_of(facts: Facts, changes: Changes, pictures: Pictures) -> Page:
@@ -132,7 +131,7 @@ def _summary(facts: Facts, changes: Changes) -> list[tuple[str, str]]:
     if inputs.shift:
         rows, columns = inputs.shift
         found.append(("Offset of after from before, estimated", f"{rows:+.1f} rows, {columns:+.1f} columns"))
-    return [*found, *facts.more]
+    return found
 
 
 def _share(changed: float | None) -> str:
