@@ -58,10 +58,8 @@ class SceneReader:
     scalings: tuple[Scaling, Scaling]
     change: Any  # rasterio's dataset
 
-    def whole(self, most: int) -> Overview:
-        """Reads the whole scene, with at most ``most`` pixels on its longer side."""
-        grid = self.pair.grid
-        rows, columns = Span(0, grid.height), Span(0, grid.width)
+    def fitting(self, rows: Span, columns: Span, most: int) -> Overview:
+        """Reads a window, with at most ``most`` pixels on its longer side."""
         return self.read(rows, columns, step_for(rows, columns, most))
 
     def read(self, rows: Span, columns: Span, step: int) -> Overview:
