@@ -79,7 +79,7 @@ def predict_opened(
     options.check(output)
     log = log.remembering()
     check_libraries(vector=options.vector is not None, report=options.report is not None)
-    files = tuple(options.files(output).values())
+    files = tuple(options.outputs(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]
     refuse_inputs(files, local_paths(before, after))
     if not can_resume(outputs[0]):
