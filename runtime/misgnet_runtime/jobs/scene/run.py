@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
@@ -55,6 +55,8 @@ class SceneReport:
     valid_share: float
     unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
+    fetched_bytes: int = 0  # over a network, of both dates
+    requests: int = 0
 
     def lines(self, output: Path) -> list[str]:
         """Returns the report as lines of text."""
@@ -68,6 +70,8 @@ class SceneReport:
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
+        if self.requests:
+            found.append(f"fetched {self.fetched_bytes / 2**20:,.1f} MiB in {plural(self.requests, 'request')}")
         return found
 
 
@@ -143,7 +147,11 @@ def run_pair(
         published = _publish(run, task, settings)
         for warning in tally.warnings():
             log.warning(warning)
-        report = _report(run, tally, work, published, resumed)
+        fetched = [raster.origin.take_fetched() for raster in (pair.before, pair.after)]
+        report = replace(
+            _report(run, tally, work, published, resumed), fetched_bytes=sum(part.size for part in fetched),
+            requests=sum(part.requests for part in fetched),
+        )  # fmt: skip
         if report.changed_share is None:
             log.warning(f"{run.outputs[0]} has no valid pixels: both dates have data at no pixel")
         return report

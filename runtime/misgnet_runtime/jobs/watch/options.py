@@ -46,7 +46,7 @@ class WatchOptions:
     )
     quicklook: bool = option(False, help="Also write NAME_quicklook.png.", changes_output=True)
     # How pairs of GeoTIFFs are processed.
-    scene: SceneOptions = group(SceneOptions, without=("restart",), fixed={"force": True})
+    scene: SceneOptions = group(SceneOptions, without=("restart", "remote"), fixed={"force": True})
 
     def check(self) -> None:
         """Raises UsageError for invalid values, so that no pair fails because of them."""
