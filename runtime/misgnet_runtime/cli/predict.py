@@ -41,6 +41,13 @@ def predict(
             "For two folders, the folder of the masks or maps.",
         ),
     ],
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="For two folders: leave existing outputs as they are; a warning names those of a run that differs.",
+        ),
+    ] = False,
     options: SceneOptions,
 ) -> None:
     """Map the change between two dates: two images, two GeoTIFFs of any size, or two folders with equal file names.
@@ -49,10 +56,13 @@ def predict(
     resume an interrupted run of folders or GeoTIFFs.
     """
     paths = Path(before), Path(after)
-    if is_address(before) or is_address(after):
+    remote = is_address(before) or is_address(after)
+    if not remote and any(path.is_dir() for path in paths):
+        _predict_folders(bundle, *paths, output, options, skip_existing=skip_existing)
+    elif skip_existing:
+        raise UsageError("--skip-existing is for two folders; BEFORE and AFTER are files")
+    elif remote:
         _predict_scene(bundle, *_located(before, after, options), output, options)
-    elif any(path.is_dir() for path in paths):
-        _predict_folders(bundle, *paths, output, options)
     elif output.suffix.lower() in (".tif", ".tiff") or _are_rasters(*paths):
         _predict_scene(bundle, *paths, output, options)
     else:
@@ -74,7 +84,7 @@ def _are_rasters(before: Path, after: Path) -> bool:
 def _predict_image(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.jobs.image import predict_files
 
-    plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "tuned")}
+    plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "threshold", "tuned")}
     if options != SceneOptions(**plain):
         raise UsageError(
             f"output {output.name} is a plain mask, and options for GeoTIFFs were given; choose an output that ends "
@@ -84,13 +94,15 @@ def _predict_image(bundle: Path, before: Path, after: Path, output: Path, option
     current().result([report.line(output)], output=output, **asdict(report))
 
 
-def _predict_folders(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
+def _predict_folders(
+    bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions, *, skip_existing: bool
+) -> None:
     from misgnet_runtime.jobs.folder import predict_folders
 
     if options.remote.remote:
         raise UsageError("--remote allows addresses of rasters, and BEFORE or AFTER is a folder; leave --remote out")
     with current().progress("pairs") as progress:
-        report = predict_folders(bundle, before, after, output, options, progress=progress)
+        report = predict_folders(bundle, before, after, output, options, skip_existing=skip_existing, progress=progress)
     current().result([report.line(output)], output=output, **asdict(report))
 
 
