@@ -28,7 +28,9 @@ class _EncodeOptions:
 @takes_options
 def encode(
     bundle: _Bundle,
-    raster: Annotated[Path, typer.Argument(help="GeoTIFF of one date, of any size.")],
+    raster: Annotated[
+        str, typer.Argument(help="GeoTIFF of one date, of any size: a path or, with --remote, an address.")
+    ],
     *,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File of features to write, for series; its name ends in .features.")
@@ -40,18 +42,22 @@ def encode(
     Rerun the same command to resume an interrupted run.
     """
     from misgnet_runtime.jobs.series.encode import encode_file
+    from misgnet_runtime.raster.remote import locate
 
+    source = locate(raster, options.scene.remote)
     with current().progress("rows of tiles") as progress:
-        report = encode_file(bundle, raster, output, options.scene, log=current(), progress=progress)
+        report = encode_file(bundle, source, output, options.scene, log=current(), progress=progress)
     current().result(report.lines(), output=output, **report.figures())
 
 
 @takes_options
 def series(
     bundle: _Bundle,
-    reference: Annotated[Path, typer.Argument(help="GeoTIFF of the earliest date, of any size.")],
+    reference: Annotated[
+        str, typer.Argument(help="GeoTIFF of the earliest date, of any size: a path or, with --remote, an address.")
+    ],
     dates: Annotated[
-        list[Path], typer.Argument(help="GeoTIFFs of the later dates; each is compared with the reference.")
+        list[str], typer.Argument(help="GeoTIFFs of the later dates; each is compared with the reference.")
     ],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for DATE.tif of each later date.")],
@@ -62,9 +68,12 @@ def series(
     Rerun the same command to resume an interrupted series. To add dates, rerun it with the longer list.
     """
     from misgnet_runtime.jobs.series.series import Listener, run_series
+    from misgnet_runtime.raster.remote import locate
+
+    first, *later = (locate(date, options.scene.remote) for date in (reference, *dates))
 
     def finished(path: Path, report: SceneReport) -> None:
         current().result(report.lines(path), output=path, **asdict(report))
 
     with current().progress("rows of tiles") as progress:
-        run_series(bundle, reference, dates, output, options=options, listener=Listener(current(), finished, progress))
+        run_series(bundle, first, later, output, options=options, listener=Listener(current(), finished, progress))

@@ -67,7 +67,7 @@ class Blocks:
     def of(cls, source: RasterFile, dataset: Any) -> Blocks:
         """Reads the blocks of an open raster (rasterio's); raises as :func:`read_blocks`."""
         with source.open() as file:
-            return cls(source, blocks_of(file, source), dataset.nodata is not None)
+            return cls(source, blocks_of(file, source, positions=source.fetches), dataset.nodata is not None)
 
     @property
     def pixels(self) -> int:

@@ -33,7 +33,8 @@ class RowOptions:
     vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
     report: bool = option(False, help="Also write ID.html.", suffixes=(".html",), changes_output=True)
-    scene: SceneOptions = group(SceneOptions)
+    # A row may not allow a network: --remote is an option of the command only.
+    scene: SceneOptions = group(SceneOptions, without=("remote",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,16 @@ class Scene:
     """A pair of rasters to process."""
 
     id: str
-    # Absolute paths.
-    before: Path
-    after: Path
+    # Absolute paths, or addresses as text.
+    before: Path | str
+    after: Path | str
     # Options of predict by column name, as text.
     words: Mapping[str, str]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The rasters that are local files."""
+        return [date for date in (self.before, self.after) if isinstance(date, Path)]
 
     def outputs(self) -> dict[str, str]:
         """Returns the output paths by option, relative to the output folder, the change raster last.
@@ -74,7 +80,8 @@ class Scene:
     def key(self, bundle: str) -> str:
         """Returns the SHA-256 of everything that the outputs depend on.
 
-        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files.
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files; of
+        a raster on a server only its address, since nothing is requested for a scene that is finished.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
@@ -104,8 +111,10 @@ def _file_name(option: str, word: str, name: str) -> str | None:
     return str(path)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path | str) -> tuple[int, int] | None:
     """Returns the size in bytes and the modification time in ns, or None if there is no such file."""
+    if isinstance(path, str):
+        return None
     try:
         found = path.stat()
     except (OSError, ValueError):
