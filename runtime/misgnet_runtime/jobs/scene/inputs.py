@@ -13,7 +13,7 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.metadata import BandMetadata, acquired, band_metadata
+from misgnet_runtime.raster.metadata import BandMetadata
 from misgnet_runtime.raster.reader import Pair, Raster
 from misgnet_runtime.raster.resolution import ground_resolution, resolution_warning
 from misgnet_runtime.raster.scaling import Scaling
@@ -124,6 +124,5 @@ def inspect_date(raster: Raster, declared: Declared) -> Date:
         raise changed(raster.origin)
     return Date(
         origin=raster.origin, identity=identity, state=raster.state, scaling=scaling, blocks=raster.blocks,
-        declared=declared, stated=band_metadata(raster.file, scaling.bands, raster.colours),
-        acquired=acquired(raster.file),
+        declared=declared, stated=raster.stated(scaling.bands), acquired=raster.acquired(),
     )  # fmt: skip

@@ -17,7 +17,8 @@ from misgnet_runtime.limits import STAC_ASSETS, STAC_BANDS, STAC_ITEM_BYTES, STA
 from misgnet_runtime.raster.metadata import parse_time
 from misgnet_runtime.storage.schema import JSON_ERRORS
 
-Text = Annotated[str, Meta(max_length=STAC_TEXT)]
+# Without control characters, which do not belong in messages.
+Text = Annotated[str, Meta(max_length=STAC_TEXT, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
 Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
 NoData = Number | Literal["nan", "inf", "-inf"]
 _FRACTION = re.compile(r"\.(\d+)")

@@ -1,0 +1,124 @@
+"""A date that a STAC Item describes: its file, or the files that are read as its bands, and the item itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from misgnet_runtime.raster.source import Identity, RasterFile, changed
+from misgnet_runtime.raster.stated import Stated
+
+
+@dataclass(frozen=True)
+class ItemFile(RasterFile):
+    """The file of an asset."""
+
+    key: str
+    file: RasterFile
+    about: Stated  # what the item states about its bands
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def path(self) -> Path | None:
+        return self.file.path
+
+    @property
+    def stated(self) -> Stated:
+        return self.about
+
+    def require(self) -> None:
+        self.file.require()
+
+    def open(self) -> BinaryIO:
+        return self.file.open()
+
+    def dataset(self, rasterio: Any) -> Any:
+        return self.file.dataset(rasterio)
+
+    def state(self) -> Hashable:
+        return self.file.state()
+
+    def identity(self) -> Identity:
+        return self.file.identity()
+
+    def check_unchanged(self, state: Hashable, identity: Identity) -> None:
+        self.file.check_unchanged(state, identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemDate(RasterFile):
+    """The chosen assets of an item: one file with all bands, or several with one band each."""
+
+    item: str  # path or address of the item, for messages
+    file_name: str  # of the item
+    local: Path | None  # the item's own file, if it is on this machine
+    read: Callable[[], bytes]  # reads the text of the item again
+    sha256: str  # of the text from which the assets were taken
+    time: datetime | None  # when the image was taken
+    files: tuple[ItemFile, ...]
+
+    def __str__(self) -> str:
+        return f"{self.item} ({self._assets})"
+
+    @property
+    def _assets(self) -> str:
+        return f"asset{'s' * (len(self.files) > 1)} {','.join(file.key for file in self.files)}"
+
+    @property
+    def name(self) -> str:
+        return self.file_name
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        own = () if self.local is None else (self.local,)
+        return (*own, *(path for file in self.files for path in file.paths))
+
+    @property
+    def parts(self) -> tuple[ItemFile, ...]:
+        return self.files if len(self.files) > 1 else ()
+
+    @property
+    def stated(self) -> Stated:
+        return self.files[0].stated
+
+    @property
+    def acquired(self) -> datetime | None:
+        return self.time
+
+    def require(self) -> None:
+        if self._digest() != self.sha256:
+            raise changed(self)
+        for file in self.files:
+            file.require()
+
+    def open(self) -> BinaryIO:
+        return self.files[0].open()
+
+    def dataset(self, rasterio: Any) -> Any:
+        return self.files[0].dataset(rasterio)
+
+    def state(self) -> Hashable:
+        return (self._digest(), *(file.state() for file in self.files))
+
+    def identity(self) -> Identity:
+        """Returns the SHA-256 of the item, and what identifies each of its files."""
+        files = [(file.key, file.identity()) for file in self.files]
+        parts = [f"item sha256 {self._digest()}", *(f"{key} {found.kind} {found.value}" for key, found in files)]
+        return Identity("stac-item", "; ".join(parts))
+
+    def check_unchanged(self, state: Hashable, identity: Identity) -> None:
+        if self.state() != state and self.identity() != identity:
+            raise changed(self)
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.read()).hexdigest()

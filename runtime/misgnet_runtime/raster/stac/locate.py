@@ -1,0 +1,85 @@
+"""Finds what a date is read from: a path, an address, or the assets of a STAC Item at either."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+from misgnet_runtime.errors import InputError
+from misgnet_runtime.limits import STAC_ITEM_BYTES
+from misgnet_runtime.raster.remote import RemoteOptions, is_address, locate, read_document
+from misgnet_runtime.raster.source import LocalFile, RasterFile
+from misgnet_runtime.raster.stac.assets import choose, stated
+from misgnet_runtime.raster.stac.date import ItemDate, ItemFile
+from misgnet_runtime.raster.stac.item import parse_item
+from misgnet_runtime.storage.files import is_file
+
+_SUFFIXES = (".json", ".geojson")
+
+
+def is_item(text: str) -> bool:
+    """Returns whether a path or an address is that of a STAC Item: it ends in .json or .geojson, or is of a STAC API.
+
+    A STAC API serves items at addresses of the form ``https://.../collections/NAME/items/NAME``.
+    """
+    path = urlsplit(text).path if is_address(text) else text
+    parts = path.rstrip("/").split("/")
+    return path.lower().endswith(_SUFFIXES) or (is_address(text) and len(parts) > 4 and parts[-2] == "items")
+
+
+def locate_item(text: str, assets: Sequence[str] | None, remote: RemoteOptions) -> ItemDate:
+    """Reads a STAC Item and returns the chosen ``assets``; None: its only GeoTIFF.
+
+    Raises:
+        InputError: The item cannot be read or is not valid, an asset does not exist or lies in a forbidden place.
+        UsageError: It is on a server, and ``remote`` does not allow a network.
+    """
+    read = partial(read_document, text, remote, STAC_ITEM_BYTES) if is_address(text) else partial(_text, Path(text))
+    shown = str(locate(text, remote))
+    content = read()
+    item = parse_item(content, shown)
+    find = partial(_remote_file, text, remote) if is_address(text) else partial(_local_file, Path(text))
+    files = tuple(
+        ItemFile(key, find(asset.href, f"asset '{key}' of STAC Item {shown}"),
+                 stated(asset, f"asset '{key}' of STAC Item {shown}"))
+        for key, asset in choose(item, assets, shown)
+    )  # fmt: skip
+    return ItemDate(
+        item=shown, file_name=locate(text, remote).name, local=None if is_address(text) else Path(text), read=read,
+        sha256=hashlib.sha256(content).hexdigest(), time=item.acquired, files=files,
+    )  # fmt: skip
+
+
+def _text(path: Path) -> bytes:
+    if not is_file(path):
+        raise InputError(f"STAC Item {path} does not exist")
+    try:
+        with path.open("rb") as file:
+            return file.read(STAC_ITEM_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"STAC Item {path} cannot be read: {error.strerror}") from error
+
+
+def _local_file(item: Path, href: str, where: str) -> RasterFile:
+    """Returns the file of an asset: an absolute path, or one relative to the item's folder."""
+    if is_address(href) or urlsplit(href).scheme == "file":
+        raise InputError(
+            f"{where} is at {_hidden(href)}, and an item in a local file may name only local paths; give the item's own "
+            "address with --remote, or download the asset and correct its href"
+        )
+    return LocalFile(item.parent / href)
+
+
+def _remote_file(item: str, remote: RemoteOptions, href: str, where: str) -> RasterFile:
+    """Returns the file of an asset: an address of the item's own scheme, or one relative to the item."""
+    found = href if is_address(href) else _joined(item, href)
+    scheme, own = (text.partition("://")[0].lower() for text in (found, item))
+    if scheme != own:
+        raise InputError(
+            f"{where} is at {_hidden(href)}, and an item at an {own}:// address may name only {own}:// addresses; give "
+            "the addresses of rasters themselves"
+        )
+    return locate(found, remote)
