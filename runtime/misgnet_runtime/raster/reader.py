@@ -95,6 +95,12 @@ class Raster:
             return together([self.parts[band - 1].stated((1,)) for band in bands])
         return self.metadata.of_bands(self.file, bands)
 
+    def nodata(self, bands: tuple[int, ...]) -> tuple[float | None, ...]:
+        """Returns the nodata value of each of ``bands`` (from 1)."""
+        if self.parts:
+            return tuple(self.parts[band - 1].metadata.nodata for band in bands)
+        return (self.metadata.nodata,) * len(bands)
+
     def acquired(self) -> datetime | None:
         """Returns when the image was taken, from an item or from the file's tags, or None."""
         return self.origin.acquired or acquired(self.file)
@@ -140,8 +146,8 @@ class Raster:
         found = [part.read((1,), rows, columns) for part in plain]
         values = np.concatenate([part[0] for part in found])
         valid = np.logical_and.reduce([part[1] for part in found])
-        nodata = [part.metadata.nodata for part in parts]
-        return values, valid & is_data(values, nodata), frozenset().union(*(part[2] for part in found))
+        valid &= is_data(values, [part.metadata.nodata for part in parts])
+        return values, valid, frozenset(block for part in found for block in part[2])
 
     def _with_alpha(self, bands: tuple[int, ...]) -> list[int]:
         return [*bands, *([self.alpha] if self.alpha else [])]
@@ -178,7 +184,7 @@ class Raster:
         else:
             read = self.dataset.read(wanted, window=window)
         values = read[: len(bands)]
-        valid = is_data(values, (self.metadata.nodata,) * len(bands))
+        valid = is_data(values, self.nodata(bands))
         if self.alpha:
             valid &= read[-1] != 0
         if any(flag.name == "per_dataset" for flag in self.dataset.mask_flag_enums[0]) and not self.alpha:
@@ -275,7 +281,7 @@ def _opened_file(rasterio: Any, stack: ExitStack, source: RasterFile, date: str,
     metadata = file_metadata(dataset, source.stated, str(source))
     return Raster(
         date=date, dataset=dataset, alpha=_alpha(metadata.colours), state=None, metadata=metadata, options=GDAL,
-        blocks=Blocks.of(source, dataset, nodata=metadata.nodata is not None), pixels=pixels,
+        blocks=Blocks.of(source, nodata=metadata.nodata is not None), pixels=pixels,
     )  # fmt: skip
 
 

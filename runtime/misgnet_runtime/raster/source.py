@@ -57,6 +57,11 @@ class RasterFile(ABC):
         return () if self.path is None else (self.path,)
 
     @property
+    def link(self) -> str:
+        """A reference for catalogues, if it is not a local file; without secrets."""
+        return str(self)
+
+    @property
     def parts(self) -> tuple[RasterFile, ...]:
         """The files with one band each that are read as its bands, in order; empty: it is one file."""
         return ()

@@ -14,7 +14,13 @@ from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
 from misgnet_runtime.options import group, make, option, stated
 from misgnet_runtime.parsers import NO, YES
 
-_ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
+_ENDINGS = {
+    "probability": ".probability.tif",
+    "vector": ".gpkg",
+    "quicklook": ".png",
+    "stac_item": ".json",
+    "output": ".tif",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,7 @@ class RowOptions:
     )
     vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
+    stac_item: bool = option(False, help="Also write ID.json.", suffixes=(".json",), changes_output=True)
     scene: SceneOptions = group(SceneOptions)
 
 

@@ -43,6 +43,10 @@ class SceneOptions:
         None, help="Also write a small picture of both dates and the change to this .png file (default: not written).",
         panel=OUTPUT_PANEL, suffixes=(".png",), changes_output=True,
     )  # fmt: skip
+    stac_item: Path | None = option(
+        None, help="Also write a STAC Item that describes all outputs to this .json file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".json",), changes_output=True,
+    )  # fmt: skip
     cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
     min_area: float = option(
         0.0, help="Smallest polygon to write, in square metres (in pixels if the raster is not georeferenced).",
@@ -109,7 +113,10 @@ class SceneOptions:
 
     def products(self) -> dict[str, Path]:
         """Returns the requested outputs other than the change raster, by option."""
-        requested = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
+        requested = {
+            "probability": self.probability, "vector": self.vector, "quicklook": self.quicklook,
+            "stac_item": self.stac_item,
+        }  # fmt: skip
         return {name: path for name, path in requested.items() if path is not None}
 
     def settings(self, *, overlap: int, batch: int, streams: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from misgnet_runtime import __version__
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
@@ -15,6 +16,7 @@ from misgnet_runtime.jobs.journal import open_journal, raw_map
 from misgnet_runtime.jobs.scene.infer import MapTask, Work
 from misgnet_runtime.jobs.scene.inputs import Date, Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.stac_item import Described, check_described, load_pystac, write_stac_item
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
@@ -128,6 +130,9 @@ def run_pair(
         UsageError: An output exists, or the saved progress belongs to another run.
         UnreadableError: More of a date is unreadable than the options allow; nothing is published.
     """
+    if run.options.stac_item:
+        load_pystac()
+        check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
     raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
@@ -195,11 +200,30 @@ def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
         if path := by_name.get("quicklook"):
             with resumable_errors(path):
                 write_quicklook(path, task.pair, inputs.scalings, change)
+        if path := by_name.get("stac_item"):
+            with resumable_errors(path):
+                write_stac_item(path, _described(run, {"output": paths[0], **by_name}, counts))
         for date in (inputs.before, inputs.after):
             date.check_unchanged()
         task.journal.publish()
         publish_all(paths, run.outputs)
     return _Published(counts, polygons)
+
+
+def _described(run: Run, written: dict[str, Path], counts: Counts) -> Described:
+    manifest, pixels = run.bundle.manifest, run.inputs.grid.height * run.inputs.grid.width
+    valid = pixels - counts.nodata
+    digest = run.bundle.digest()
+    return Described(
+        inputs=run.inputs, outputs=dict(zip(written, run.outputs, strict=True)), written=written, cog=run.options.cog,
+        lineage=f"Change between the two inputs, found by engine {run.entry.name} of bundle {digest} where the "
+        f"probability is above {manifest.threshold:g}", version=__version__, valid_share=valid / pixels,
+        properties={
+            "bundle_sha256": digest, "bundle_version": manifest.bundle_version, "engine": run.entry.name,
+            "threshold": manifest.threshold, "valid_share": valid / pixels,
+            "changed_share": counts.changed / valid if valid else None,
+        },
+    )  # fmt: skip
 
 
 def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:

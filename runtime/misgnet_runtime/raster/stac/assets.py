@@ -36,7 +36,9 @@ def choose(item: Item, wanted: Sequence[str] | None, name: str) -> list[tuple[st
         if key not in item.assets:
             raise InputError(f"STAC Item {name} has no asset '{key}'; choose others with --assets{_listed(item)}")
         if not _is_geotiff(item.assets[key]):
-            raise InputError(f"asset '{key}' of STAC Item {name} is {item.assets[key].type}, and only GeoTIFFs are read")
+            raise InputError(
+                f"asset '{key}' of STAC Item {name} is {item.assets[key].type}, and only GeoTIFFs are read"
+            )
     return [(key, item.assets[key]) for key in wanted]
 
 

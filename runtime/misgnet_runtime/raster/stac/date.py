@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +14,31 @@ from misgnet_runtime.raster.source import Identity, RasterFile, changed
 from misgnet_runtime.raster.stated import Stated
 
 
+class _Delegating(RasterFile):
+    """Reads the bytes of another file."""
+
+    @property
+    @abstractmethod
+    def file(self) -> RasterFile: ...
+
+    def open(self) -> BinaryIO:
+        return self.file.open()
+
+    def dataset(self, rasterio: Any) -> Any:
+        return self.file.dataset(rasterio)
+
+
 @dataclass(frozen=True)
-class ItemFile(RasterFile):
+class ItemFile(_Delegating):
     """The file of an asset."""
 
     key: str
-    file: RasterFile
+    given: RasterFile
     about: Stated  # what the item states about its bands
+
+    @property
+    def file(self) -> RasterFile:
+        return self.given
 
     def __str__(self) -> str:
         return str(self.file)
@@ -39,12 +58,6 @@ class ItemFile(RasterFile):
     def require(self) -> None:
         self.file.require()
 
-    def open(self) -> BinaryIO:
-        return self.file.open()
-
-    def dataset(self, rasterio: Any) -> Any:
-        return self.file.dataset(rasterio)
-
     def state(self) -> Hashable:
         return self.file.state()
 
@@ -56,7 +69,7 @@ class ItemFile(RasterFile):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItemDate(RasterFile):
+class ItemDate(_Delegating):
     """The chosen assets of an item: one file with all bands, or several with one band each."""
 
     item: str  # path or address of the item, for messages
@@ -66,6 +79,11 @@ class ItemDate(RasterFile):
     sha256: str  # of the text from which the assets were taken
     time: datetime | None  # when the image was taken
     files: tuple[ItemFile, ...]
+
+    @property
+    def file(self) -> ItemFile:
+        """The only file, or the first one of a stack."""
+        return self.files[0]
 
     def __str__(self) -> str:
         return f"{self.item} ({self._assets})"
@@ -84,12 +102,16 @@ class ItemDate(RasterFile):
         return (*own, *(path for file in self.files for path in file.paths))
 
     @property
+    def link(self) -> str:
+        return self.item
+
+    @property
     def parts(self) -> tuple[ItemFile, ...]:
         return self.files if len(self.files) > 1 else ()
 
     @property
     def stated(self) -> Stated:
-        return self.files[0].stated
+        return self.file.stated
 
     @property
     def acquired(self) -> datetime | None:
@@ -100,12 +122,6 @@ class ItemDate(RasterFile):
             raise changed(self)
         for file in self.files:
             file.require()
-
-    def open(self) -> BinaryIO:
-        return self.files[0].open()
-
-    def dataset(self, rasterio: Any) -> Any:
-        return self.files[0].dataset(rasterio)
 
     def state(self) -> Hashable:
         return (self._digest(), *(file.state() for file in self.files))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import urljoin, urlsplit
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import STAC_ITEM_BYTES
 from misgnet_runtime.raster.remote import RemoteOptions, is_address, locate, read_document
+from misgnet_runtime.raster.remote.address import hidden
 from misgnet_runtime.raster.source import LocalFile, RasterFile
 from misgnet_runtime.raster.stac.assets import choose, stated
 from misgnet_runtime.raster.stac.date import ItemDate, ItemFile
@@ -37,19 +38,18 @@ def locate_item(text: str, assets: Sequence[str] | None, remote: RemoteOptions) 
         InputError: The item cannot be read or is not valid, an asset does not exist or lies in a forbidden place.
         UsageError: It is on a server, and ``remote`` does not allow a network.
     """
-    read = partial(read_document, text, remote, STAC_ITEM_BYTES) if is_address(text) else partial(_text, Path(text))
-    shown = str(locate(text, remote))
-    content = read()
-    item = parse_item(content, shown)
-    find = partial(_remote_file, text, remote) if is_address(text) else partial(_local_file, Path(text))
-    files = tuple(
-        ItemFile(key, find(asset.href, f"asset '{key}' of STAC Item {shown}"),
-                 stated(asset, f"asset '{key}' of STAC Item {shown}"))
-        for key, asset in choose(item, assets, shown)
-    )  # fmt: skip
+    at_address = is_address(text)
+    read = partial(read_document, text, remote, STAC_ITEM_BYTES) if at_address else partial(_text, Path(text))
+    content, own = read(), locate(text, remote)
+    item = parse_item(content, str(own))
+    find = partial(_remote_file, text, remote) if at_address else partial(_local_file, Path(text))
+    files = []
+    for key, asset in choose(item, assets, str(own)):
+        where = f"asset '{key}' of STAC Item {own}"
+        files.append(ItemFile(key, find(asset.href, where), stated(asset, where)))
     return ItemDate(
-        item=shown, file_name=locate(text, remote).name, local=None if is_address(text) else Path(text), read=read,
-        sha256=hashlib.sha256(content).hexdigest(), time=item.acquired, files=files,
+        item=str(own), file_name=own.name, local=own.path, read=read, sha256=hashlib.sha256(content).hexdigest(),
+        time=item.acquired, files=tuple(files),
     )  # fmt: skip
 
 
@@ -65,9 +65,9 @@ def _text(path: Path) -> bytes:
 
 def _local_file(item: Path, href: str, where: str) -> RasterFile:
     """Returns the file of an asset: an absolute path, or one relative to the item's folder."""
-    if is_address(href) or urlsplit(href).scheme == "file":
+    if is_address(href):
         raise InputError(
-            f"{where} is at {_hidden(href)}, and an item in a local file may name only local paths; give the item's own "
+            f"{where} is at {hidden(href)}, and an item in a local file may name only local paths; give the item's own "
             "address with --remote, or download the asset and correct its href"
         )
     return LocalFile(item.parent / href)
@@ -75,11 +75,22 @@ def _local_file(item: Path, href: str, where: str) -> RasterFile:
 
 def _remote_file(item: str, remote: RemoteOptions, href: str, where: str) -> RasterFile:
     """Returns the file of an asset: an address of the item's own scheme, or one relative to the item."""
-    found = href if is_address(href) else _joined(item, href)
+    found = _joined(item, href)
     scheme, own = (text.partition("://")[0].lower() for text in (found, item))
     if scheme != own:
         raise InputError(
-            f"{where} is at {_hidden(href)}, and an item at an {own}:// address may name only {own}:// addresses; give "
+            f"{where} is at {hidden(href)}, and an item at an {own}:// address may name only {own}:// addresses; give "
             "the addresses of rasters themselves"
         )
     return locate(found, remote)
+
+
+def _joined(item: str, href: str) -> str:
+    """Resolves a reference against the item's address (RFC 3986); unlike urljoin, also for s3://."""
+    if is_address(href):
+        return href
+    scheme, _, rest = item.partition("://")
+    try:
+        return scheme + urljoin(f"https://{rest}", href).removeprefix("https")
+    except ValueError:
+        return href
