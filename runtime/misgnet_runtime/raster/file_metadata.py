@@ -123,7 +123,7 @@ def _colour_problems(
 def _scale_problems(
     bands: Sequence[StatedBand], scales: Sequence[float], offsets: Sequence[float], stated: Stated, file: str
 ) -> list[tuple[str, str]]:
-    """Returns a message if item and file state different scalings, or the item one of something else than brightness."""
+    """Returns a message if item and file state different scalings, or the item one of other values than brightness."""
     advice = "declare --scale and --offset (for one date: --before-scale, ...)"
     for number, (band, scale, offset) in enumerate(zip(bands, scales, offsets, strict=True), 1):
         found = scale if band.scale is None else band.scale, offset if band.offset is None else band.offset

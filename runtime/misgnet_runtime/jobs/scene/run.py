@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from misgnet_runtime import __version__
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.callables import Progress
@@ -211,6 +210,8 @@ def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
 
 
 def _described(run: Run, written: dict[str, Path], counts: Counts) -> Described:
+    from misgnet_runtime import __version__
+
     manifest, pixels = run.bundle.manifest, run.inputs.grid.height * run.inputs.grid.width
     valid = pixels - counts.nodata
     digest = run.bundle.digest()

@@ -1,7 +1,7 @@
 """Writes a STAC Item that describes the outputs of a scene: place, time, bands, and what they were made from.
 
-STAC 1.1; the extensions projection 2.0, raster 1.1, processing 1.1 and file 2.1. No timestamps of the run, so that equal
-runs write equal bytes.
+STAC 1.1; the extensions projection 2.0, raster 1.1, processing 1.1 and file 2.1. No timestamps of the run, so that
+equal runs write equal bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.jobs.scene.inputs import Inputs
-from misgnet_runtime.raster.footprint import Footprint, footprint
+from misgnet_runtime.raster.footprint import footprint
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.source import RasterFile
@@ -76,8 +76,8 @@ def check_described(inputs: Inputs) -> None:
         raise InputError(f"--stac-item requires georeferenced rasters, but BEFORE is {inputs.grid}; omit --stac-item")
     if inputs.after.acquired is None:
         raise InputError(
-            f"--stac-item requires the acquisition time of AFTER, and {inputs.after.origin} does not state it; write it "
-            "into the file (gdal_edit.py -mo TIFFTAG_DATETIME='2026:05:01 10:20:31'), or give a STAC Item as AFTER"
+            f"--stac-item requires the acquisition time of AFTER, and {inputs.after.origin} does not state it; write "
+            "it into the file (gdal_edit.py -mo TIFFTAG_DATETIME='2026:05:01 10:20:31'), or give a STAC Item as AFTER"
         )
 
 
@@ -88,7 +88,7 @@ def write_stac_item(path: Path, about: Described) -> None:
     pystac = load_pystac()
     item = pystac.Item(
         id=about.outputs["output"].stem, geometry=place.geometry, bbox=list(place.bbox), datetime=_times(about)[-1],
-        properties=_properties(about, place), stac_extensions=list(_EXTENSIONS.values()),
+        properties=_properties(about), stac_extensions=list(_EXTENSIONS.values()),
         assets={name: pystac.Asset.from_dict(_asset(about, name, final.parent)) for name in about.written
                 if name in _ABOUT},
     )  # fmt: skip
@@ -105,19 +105,19 @@ def _times(about: Described) -> list[datetime]:
     return sorted(time.astimezone(timezone.utc) for time in found if time is not None)
 
 
-def _properties(about: Described, place: Footprint) -> dict[str, Any]:
+def _properties(about: Described) -> dict[str, Any]:
     times = [time.isoformat().replace("+00:00", "Z") for time in _times(about)]
     span = {"start_datetime": times[0], "end_datetime": times[1]} if len(times) == 2 else {}
     return {
         **span,
-        **_projection(about.inputs.grid, place),
+        **_projection(about.inputs.grid),
         "processing:software": {"misgnet-export": about.version},
         "processing:lineage": about.lineage,
         **{f"misgnet:{name}": value for name, value in about.properties.items() if value is not None},
     }
 
 
-def _projection(grid: Grid, place: Footprint) -> dict[str, Any]:
+def _projection(grid: Grid) -> dict[str, Any]:
     code = grid.crs.to_authority()
     return {
         "proj:code": ":".join(code) if code else None,

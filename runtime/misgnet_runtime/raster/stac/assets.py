@@ -28,8 +28,8 @@ def choose(item: Item, wanted: Sequence[str] | None, name: str) -> list[tuple[st
         found = [(key, asset) for key, asset in item.assets.items() if _is_geotiff(asset) and _is_data(asset)]
         if len(found) != 1:
             raise InputError(
-                f"STAC Item {name} has {len(found)} GeoTIFF assets of pixel data; choose one with all bands, or one for "
-                f"each band in the network's order: --assets red,green,blue{_listed(item)}"
+                f"STAC Item {name} has {len(found)} GeoTIFF assets of pixel data; choose one with all bands, or one "
+                f"for each band in the network's order: --assets red,green,blue{_listed(item)}"
             )
         return found
     for key in wanted:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-from misgnet_runtime.errors import InputError
+from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.limits import STAC_ITEM_BYTES
 from misgnet_runtime.raster.remote import RemoteOptions, is_address, locate, read_document
 from misgnet_runtime.raster.remote.address import hidden
@@ -82,7 +82,10 @@ def _remote_file(item: str, remote: RemoteOptions, href: str, where: str) -> Ras
             f"{where} is at {hidden(href)}, and an item at an {own}:// address may name only {own}:// addresses; give "
             "the addresses of rasters themselves"
         )
-    return locate(found, remote)
+    try:
+        return locate(found, remote)
+    except UsageError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _joined(item: str, href: str) -> str:
