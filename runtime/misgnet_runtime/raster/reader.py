@@ -89,6 +89,10 @@ class Raster:
         """Contradictions between item and files: the option that settles each, and the message."""
         return tuple(one for part in self.parts or (self,) for one in part.metadata.contradictions)
 
+    def of(self, origin: RasterFile) -> Raster:
+        """Returns the same raster, as read from ``origin``: a STAC Item may name its file."""
+        return replace(self, blocks=replace(self.blocks, source=origin))
+
     def stated(self, bands: tuple[int, ...]) -> BandMetadata:
         """Returns the metadata about ``bands`` (from 1)."""
         if self.parts:
@@ -260,7 +264,7 @@ def open_raster(
         source.require()
         state = source.state()
         parts = [_opened_file(rasterio, stack, part, date, pixels) for part in source.parts or (source,)]
-        raster = parts[0] if not source.parts else _stacked(parts, source)
+        raster = _stacked(parts, source) if len(parts) > 1 else parts[0].of(source)
         options = {**GDAL, "GDAL_CACHEMAX": max(held, sum(cache_for(part.dataset) for part in parts))}
         stack.enter_context(rasterio.Env(**options))
         raster = replace(raster, state=state, options=options)

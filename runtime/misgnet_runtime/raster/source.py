@@ -63,7 +63,7 @@ class RasterFile(ABC):
 
     @property
     def parts(self) -> tuple[RasterFile, ...]:
-        """The files with one band each that are read as its bands, in order; empty: it is one file."""
+        """The files of a STAC Item: one with all bands, or one for each band, in order; empty: it is a file itself."""
         return ()
 
     @property

@@ -208,7 +208,7 @@ def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
                 write_quicklook(path, task.pair, inputs.scalings, change)
         if path := by_name.get("stac_item"):
             with resumable_errors(path):
-                write_stac_item(path, _described(run, {"output": paths[0], **by_name}, counts))
+                write_stac_item(path, _described(run, {"change": paths[0], **by_name}, counts))
         for date in (inputs.before, inputs.after):
             date.check_unchanged()
         task.journal.publish()
@@ -225,10 +225,10 @@ def _described(run: Run, written: dict[str, Path], counts: Counts) -> Described:
     return Described(
         inputs=run.inputs, outputs=dict(zip(written, run.outputs, strict=True)), written=written, cog=run.options.cog,
         lineage=f"Change between the two inputs, found by engine {run.entry.name} of bundle {digest} where the "
-        f"probability is above {manifest.threshold:g}", version=__version__, valid_share=valid / pixels,
+        f"probability is above {run.threshold:g}", version=__version__, valid_share=valid / pixels,
         properties={
             "bundle_sha256": digest, "bundle_version": manifest.bundle_version, "engine": run.entry.name,
-            "threshold": manifest.threshold, "valid_share": valid / pixels,
+            "threshold": run.threshold, "valid_share": valid / pixels,
             "changed_share": counts.changed / valid if valid else None,
         },
     )  # fmt: skip

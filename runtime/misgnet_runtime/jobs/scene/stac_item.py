@@ -37,9 +37,9 @@ _MEDIA = {
     ".gpkg": "application/geopackage+sqlite3", ".html": "text/html", ".json": "application/json", ".png": "image/png",
     ".tif": _GEOTIFF, ".tiff": _GEOTIFF,
 }  # fmt: skip
-# Titles and roles of the outputs, by option.
+# Titles and roles of the outputs, by option; the map is "change".
 _ABOUT = {
-    "output": ("Change: 0 unchanged, 1 changed, 255 no data", "data"),
+    "change": ("Change: 0 unchanged, 1 changed, 255 no data", "data"),
     "probability": ("Probability of change, 0 to 1", "data"),
     "vector": ("Polygons of changed areas", "data"),
     "quicklook": ("Both dates and the change", "overview"),
@@ -53,7 +53,7 @@ class Described:
     """What an item describes."""
 
     inputs: Inputs
-    outputs: Mapping[str, Path]  # final paths by option, the map as "output"
+    outputs: Mapping[str, Path]  # final paths by option, the map as "change"
     written: Mapping[str, Path]  # the same files, complete, under temporary names
     cog: bool  # whether rasters are cloud-optimised
     lineage: str  # how the map was made
@@ -87,7 +87,7 @@ def write_stac_item(path: Path, about: Described) -> None:
     place = footprint(load_rasterio("a STAC Item"), about.inputs.grid)
     pystac = load_pystac()
     item = pystac.Item(
-        id=about.outputs["output"].stem, geometry=place.geometry, bbox=list(place.bbox), datetime=_times(about)[-1],
+        id=about.outputs["change"].stem, geometry=place.geometry, bbox=list(place.bbox), datetime=_times(about)[-1],
         properties=_properties(about), stac_extensions=list(_EXTENSIONS.values()),
         assets={name: pystac.Asset.from_dict(_asset(about, name, final.parent)) for name in about.written
                 if name in _ABOUT},
@@ -134,10 +134,10 @@ def _asset(about: Described, name: str, folder: Path) -> dict[str, Any]:
     kind = _MEDIA[path.suffix.lower()]
     if kind == _GEOTIFF:
         kind += "; profile=cloud-optimized" * about.cog
-        band = {"output": _CHANGE, "probability": _PROBABILITY}[name]
+        band = {"change": _CHANGE, "probability": _PROBABILITY}[name]
         bands = {"raster:bands": [{**band, "statistics": {"valid_percent": 100 * about.valid_share}}]}
     else:
-        title, bands = _MASK if name == "output" else title, {}
+        title, bands = _MASK if name == "change" else title, {}
     return {
         "href": _relative(path, folder), "type": kind, "title": title, "roles": [role],
         "file:size": written.stat().st_size, "file:checksum": _MULTIHASH + file_sha256(written), **bands,

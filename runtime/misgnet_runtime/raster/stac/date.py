@@ -107,11 +107,7 @@ class ItemDate(_Delegating):
 
     @property
     def parts(self) -> tuple[ItemFile, ...]:
-        return self.files if len(self.files) > 1 else ()
-
-    @property
-    def stated(self) -> Stated:
-        return self.file.stated
+        return self.files
 
     @property
     def acquired(self) -> datetime | None:

@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.limits import STAC_ITEM_BYTES
+from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.remote import RemoteOptions, is_address, locate, read_document
 from misgnet_runtime.raster.remote.address import hidden
 from misgnet_runtime.raster.source import LocalFile, RasterFile
@@ -29,6 +30,37 @@ def is_item(text: str) -> bool:
     path = urlsplit(text).path if is_address(text) else text
     parts = path.rstrip("/").split("/")
     return path.lower().endswith(_SUFFIXES) or (is_address(text) and len(parts) > 4 and parts[-2] == "items")
+
+
+def locate_dates(
+    given: Sequence[RasterFile | Path | str], declared: Sequence[Declared], remote: RemoteOptions
+) -> list[RasterFile]:
+    """Returns what each date is read from; one that is a RasterFile already stays as it is.
+
+    Args:
+        given: Paths, addresses, or STAC Items at either.
+        declared: The options of each date.
+        remote: Whether a network may be used.
+
+    Raises:
+        UsageError: Assets are chosen, and the date is no STAC Item; or as :func:`locate_item`.
+        InputError: As :func:`locate_item`.
+    """
+    found = [_located(one, about, remote) for one, about in zip(given, declared, strict=True)]
+    if any(about.assets for about in declared) and not any(isinstance(date, ItemDate) for date in found):
+        raise UsageError("--assets chooses assets of a STAC Item, and no date is one; omit it, or give the item's file")
+    return found
+
+
+def _located(given: RasterFile | Path | str, declared: Declared, remote: RemoteOptions) -> RasterFile:
+    if isinstance(given, RasterFile):
+        return given
+    if is_item(str(given)):
+        return locate_item(str(given), declared.assets, remote)
+    found = locate(str(given), remote)
+    if declared.assets and "assets" not in declared.shared:
+        raise UsageError(f"assets {','.join(declared.assets)} are chosen, but {found} is not a STAC Item")
+    return found
 
 
 def locate_item(text: str, assets: Sequence[str] | None, remote: RemoteOptions) -> ItemDate:
