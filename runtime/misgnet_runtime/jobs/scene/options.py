@@ -10,6 +10,7 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.options import Option, Stated, check, flag, group, option, settings
 from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
+from misgnet_runtime.raster.remote.options import RemoteOptions
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry, Interface, Manifest
@@ -78,6 +79,7 @@ class SceneOptions:
         "it, the pair fails.",
         metavar="P", panel=PIXELS_PANEL, minimum=0, maximum=100,
     )  # fmt: skip
+    remote: RemoteOptions = group(RemoteOptions)
     both: Declared = group(Declared)
     before: Declared = group(Declared, prefix="before_", help="Same as `{flag}`, for BEFORE only.")
     after: Declared = group(Declared, prefix="after_", help="Same as `{flag}`, for AFTER only.")

@@ -25,6 +25,7 @@ from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import open_pair
 from misgnet_runtime.raster.source import RasterFile, local_paths
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
 
@@ -33,8 +34,8 @@ MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # the most that Pillow open
 
 def predict_scene_files(
     bundle: Path | Bundle,
-    before: RasterFile | Path,
-    after: RasterFile | Path,
+    before: RasterFile | Path | str,
+    after: RasterFile | Path | str,
     output: Path,
     options: SceneOptions | None = None,
     *,
@@ -59,8 +60,8 @@ def predict_scene_files(
 def predict_opened(
     bundle: Bundle,
     opening: Callable[[], AbstractContextManager[Opened]],
-    before: RasterFile | Path,
-    after: RasterFile | Path,
+    before: RasterFile | Path | str,
+    after: RasterFile | Path | str,
     output: Path,
     *,
     options: SceneOptions,
@@ -78,11 +79,12 @@ def predict_opened(
     if options.vector:
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
-    refuse_inputs((output, *options.products().values()), local_paths(before, after))
+    dates = locate_dates((before, after), options.dates, options.remote)
+    refuse_inputs((output, *options.products().values()), local_paths(*dates))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels
-    with open_pair(before, after, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
+    with open_pair(*dates, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
         inputs = inspect(pair, options)
         inputs.report(log)
         for raster in (pair.before, pair.after) if pair.after.source else (pair.before,):  # else both have one grid
