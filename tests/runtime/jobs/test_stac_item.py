@@ -172,7 +172,8 @@ def test_the_item_of_a_result_is_valid(place: Place) -> None:
     assert {name: asset["href"] for name, asset in item["assets"].items()} == names
     for asset in item["assets"].values():
         path = place.out / asset["href"]
-        assert asset["file:size"] == path.stat().st_size and asset["file:checksum"] == f"1220{_sha256(path)}"
+        assert asset["file:size"] == path.stat().st_size
+        assert asset.get("file:checksum") == (None if path.suffix == ".gpkg" else f"1220{_sha256(path)}")
         assert asset["type"].endswith("profile=cloud-optimized") == (path.suffix == ".tif")
     links = [(link["rel"], link["href"], link["type"]) for link in item["links"]]
     assert links == [
@@ -216,7 +217,7 @@ def test_the_item_states_the_place(place: Place) -> None:
 def test_equal_runs_write_equal_items(place: Place) -> None:
     options: dict[str, Any] = {"vector": place.out / "v.gpkg", "quicklook": place.out / "look.png"}
     first = described(place, **options)
-    time.sleep(1.1)  # a GeoPackage might record the time
+    time.sleep(1.1)  # a GeoPackage records the time
     assert described(place, **options, force=True) == first
     assert not any(key in first["properties"] for key in ("created", "updated"))
 
