@@ -51,10 +51,16 @@ def predict(
         _predict_folders(bundle, before, after, output, options, skip_existing=skip_existing)
     elif skip_existing:
         raise UsageError("--skip-existing is for two folders; BEFORE and AFTER are files")
-    elif output.suffix.lower() in (".tif", ".tiff") or _are_rasters(before, after):
+    elif output.suffix.lower() in (".tif", ".tiff") or _are_items(before, after) or _are_rasters(before, after):
         _predict_scene(bundle, before, after, output, options)
     else:
         _predict_image(bundle, before, after, output, options)
+
+
+def _are_items(before: Path, after: Path) -> bool:
+    from misgnet_runtime.raster.stac.locate import is_item
+
+    return is_item(str(before)) or is_item(str(after))
 
 
 def _are_rasters(before: Path, after: Path) -> bool:

@@ -75,11 +75,12 @@ class Scene:
     def key(self, bundle: str) -> str:
         """Returns the SHA-256 of everything that the outputs depend on.
 
-        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files.
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files; of
+        a STAC Item, also those of the files that it names.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
-        dates = [(str(path), _stamp(path)) for path in (self.before, self.after)]
+        dates = [(str(path), _stamps(path)) for path in (self.before, self.after)]
         return hashlib.sha256(msgspec.json.encode((bundle, self.id, dates, words))).hexdigest()
 
 
@@ -103,6 +104,14 @@ def _file_name(option: str, word: str, name: str) -> str | None:
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} is '{word}'; choose a name that ends in {' or '.join(suffixes)}")
     return str(path)
+
+
+def _stamps(path: Path) -> object:
+    if path.suffix.lower() not in (".json", ".geojson"):
+        return _stamp(path)
+    from misgnet_runtime.raster.stac.locate import named_paths
+
+    return [_stamp(path), *((str(named), _stamp(named)) for named in named_paths(path))]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

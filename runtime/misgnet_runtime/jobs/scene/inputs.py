@@ -36,6 +36,10 @@ class Date:
     acquired: datetime | None  # acquisition time, if the file or its STAC Item states it
     about: str | None = None  # what a STAC Item states about the pixels, for the log
 
+    def lines(self) -> list[str]:
+        """Describes the pixels for the log."""
+        return [*([self.about] if self.about else []), str(self.scaling)]
+
     def check_unchanged(self) -> None:
         """Raises InputError if the file was replaced or written to since it was read."""
         self.origin.check_unchanged(self.state, self.identity)
@@ -64,9 +68,8 @@ class Inputs:
     def report(self, log: EventLog) -> None:
         """Logs scalings, blocks that were never written, and warnings."""
         for name, date in (("before", self.before), ("after", self.after)):
-            if date.about:
-                log.info(f"{name}: {date.about}")
-            log.info(f"{name}: {date.scaling}")
+            for line in date.lines():
+                log.info(f"{name}: {line}")
         for name, blocks in (("before", self.before.blocks), ("after", self.after.blocks)):
             if blocks.nodata_blocks:
                 some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"

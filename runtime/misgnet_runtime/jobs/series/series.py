@@ -16,7 +16,7 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import can_resume, discard_progress, was_renamed
-from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair, warn_of_resolution
+from misgnet_runtime.jobs.scene.inputs import Date, check_readable, inspect_pair, warn_of_resolution
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
@@ -33,7 +33,8 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import Pair, Raster, open_raster
-from misgnet_runtime.raster.source import RasterFile, as_source, local_paths
+from misgnet_runtime.raster.source import RasterFile, local_paths
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.storage.atomic import refuse_inputs
 
 
@@ -58,8 +59,8 @@ class _Comparison:
 
 def run_series(
     bundle_path: Path,
-    reference: RasterFile | Path,
-    dates: Sequence[RasterFile | Path],
+    reference: RasterFile | Path | str,
+    dates: Sequence[RasterFile | Path | str],
     folder: Path,
     *,
     options: SeriesOptions,
@@ -76,7 +77,9 @@ def run_series(
     :func:`predict_scene_files`.
     """
     folder = Path(os.path.realpath(folder))
-    first, later = as_source(reference), [as_source(date) for date in dates]
+    about_first, about_later = options.scene.dates
+    about = [about_first, *[about_later] * len(dates)]
+    first, *later = locate_dates([reference, *dates], about, options.scene.remote)
     _check_names(first, later, folder, options)
     options.scene.check_values()
     if options.vector:
@@ -137,14 +140,14 @@ class _Series:
         """Returns the comparisons to run; records the failure of each date that cannot be compared."""
         found = []
         first = inspect_encoding(self._engine, self._reference, self._options.scene)
-        self._listener.log.info(f"{first.date.origin.name}: {first.date.scaling}")
+        self._log_pixels(first.date)
         self._warn_of_resolution(self._reference)
         before: Encoding | None = first
         for source in dates:
             after = None
             with self._noted(source), self._opened(before or first, source) as pair:
                 after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
-                self._listener.log.info(f"{source.name}: {after.date.scaling}")
+                self._log_pixels(after.date)
                 if pair.after.source:  # else it has the reference's grid
                     self._warn_of_resolution(pair.after)
                 if before is None:
@@ -153,6 +156,10 @@ class _Series:
             if self._options.consecutive:
                 before = after
         return found
+
+    def _log_pixels(self, date: Date) -> None:
+        for line in date.lines():
+            self._listener.log.info(f"{date.origin.name}: {line}")
 
     def _warn_of_resolution(self, raster: Raster) -> None:
         warn_of_resolution(raster, self._engine.bundle.manifest.resolution, self._listener.log)

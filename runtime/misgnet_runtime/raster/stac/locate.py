@@ -85,6 +85,15 @@ def locate_item(text: str, assets: Sequence[str] | None, remote: RemoteOptions) 
     )  # fmt: skip
 
 
+def named_paths(item: Path) -> list[Path]:
+    """Returns the local files that an item in a local file names; none if it cannot be read."""
+    try:
+        assets = parse_item(_text(item), str(item)).assets
+    except InputError:
+        return []
+    return [item.parent / asset.href for asset in assets.values() if not is_address(asset.href)]
+
+
 def _text(path: Path) -> bytes:
     if not is_file(path):
         raise InputError(f"STAC Item {path} does not exist")
