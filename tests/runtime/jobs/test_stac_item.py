@@ -147,7 +147,7 @@ def test_a_file_that_changes_during_the_run_is_an_error(
         path = place.root / "dates" / name
         path.write_bytes(path.read_bytes() + b" ")
 
-    monkeypatch.setattr("misgnet_runtime.jobs.scene.run.write_quicklook", changing)
+    monkeypatch.setattr("misgnet_runtime.raster.quicklook.write_quicklook", changing)
     with pytest.raises(InputError, match="was changed while it was read"):
         place.run(quicklook=place.out / "look.png")
     assert not (place.out / "change.tif").exists()
@@ -190,7 +190,7 @@ def test_the_item_states_how_the_result_was_made(place: Place) -> None:
     assert properties["misgnet:threshold"] == 0.25 and "above 0.25" in properties["processing:lineage"]
     assert properties["misgnet:valid_share"] == pytest.approx(valid.mean())
     assert properties["misgnet:changed_share"] == pytest.approx((change == 1).sum() / valid.sum())
-    assert properties["misgnet:engine"] == FLOAT.name and "misgnet-export" in properties["processing:software"]
+    assert properties["misgnet:engine"] == tags["MISGNET_ENGINE"] and "misgnet-export" in properties["processing:software"]
     times = ("2023-06-01T10:20:31.500000Z", "2024-06-01T10:20:31Z")
     assert (properties["start_datetime"], properties["end_datetime"]) == times
     assert properties["datetime"] == times[1]

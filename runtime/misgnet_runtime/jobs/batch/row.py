@@ -15,12 +15,9 @@ from misgnet_runtime.options import group, make, option, stated
 from misgnet_runtime.parsers import NO, YES
 
 _ENDINGS = {
-    "probability": ".probability.tif",
-    "vector": ".gpkg",
-    "quicklook": ".png",
-    "stac_item": ".json",
-    "output": ".tif",
-}
+    "probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "report": ".html",
+    "stac_item": ".json", "output": ".tif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,7 @@ class RowOptions:
     )
     vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
+    report: bool = option(False, help="Also write ID.html.", suffixes=(".html",), changes_output=True)
     stac_item: bool = option(False, help="Also write ID.json.", suffixes=(".json",), changes_output=True)
     scene: SceneOptions = group(SceneOptions)
 
@@ -59,7 +57,10 @@ class Scene:
         """
         words = {"output": "yes", **self.words}
         named = ((option, _file_name(option, words.get(option, ""), self.id)) for option in _ENDINGS)
-        return {option: name for option, name in named if name}
+        found = {option: name for option, name in named if name}
+        rasters = [option for option in ("probability", "output") if option in found and is_yes(words, "style")]
+        styles = {f"{option}_style": str(PurePosixPath(found[option]).with_suffix(".qml")) for option in rasters}
+        return {**styles, **found}
 
     def options(self) -> SceneOptions:
         """Returns the options of predict without file names, set to resume an interrupted run.

@@ -10,13 +10,13 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.jobs.scene.inputs import Inputs
+from misgnet_runtime.jobs.scene.report.content import Facts
 from misgnet_runtime.raster.footprint import footprint
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
@@ -29,37 +29,23 @@ _EXTENSIONS = {
     for name, version in (("file", "2.1.0"), ("processing", "1.1.0"), ("projection", "2.0.0"), ("raster", "1.1.0"))
 }
 _GEOTIFF = "image/tiff; application=geotiff"
-_CHANGE = {"data_type": "uint8", "nodata": 255}  # see misgnet_runtime.raster.writer.classify
-_PROBABILITY = {"data_type": "float32", "nodata": "nan"}
+# See misgnet_runtime.raster.writer.classify.
+_BANDS = {"output": {"data_type": "uint8", "nodata": 255}, "probability": {"data_type": "float32", "nodata": "nan"}}
 _MULTIHASH = "1220"  # prefix of a SHA-256 of 32 bytes in hexadecimal
 _MEDIA = {
     ".fgb": "application/vnd.flatgeobuf", ".geojson": "application/geo+json",
     ".gpkg": "application/geopackage+sqlite3", ".html": "text/html", ".json": "application/json", ".png": "image/png",
     ".tif": _GEOTIFF, ".tiff": _GEOTIFF,
 }  # fmt: skip
-# Titles and roles of the outputs, by option; the map is "change".
+# Titles and roles of the outputs, by option.
 _ABOUT = {
-    "change": ("Change: 0 unchanged, 1 changed, 255 no data", "data"),
+    "output": ("Change: 0 unchanged, 1 changed, 255 no data", "data"),
     "probability": ("Probability of change, 0 to 1", "data"),
     "vector": ("Polygons of changed areas", "data"),
     "quicklook": ("Both dates and the change", "overview"),
     "report": ("Page about the scene", "metadata"),
 }
 _MASK = "Change: 0 unchanged or no data, 255 changed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """What an item describes."""
-
-    inputs: Inputs
-    outputs: Mapping[str, Path]  # final paths by option, the map as "change"
-    written: Mapping[str, Path]  # the same files, complete, under temporary names
-    cog: bool  # whether rasters are cloud-optimised
-    lineage: str  # how the map was made
-    version: str  # of this software
-    properties: Mapping[str, str | float | None]  # further properties, without prefix
-    valid_share: float  # 0 to 1
 
 
 def load_pystac() -> Any:
@@ -71,7 +57,8 @@ def load_pystac() -> Any:
 
 
 def check_described(inputs: Inputs) -> None:
-    """Raises InputError if place or time, which an item requires, is not known."""
+    """Raises UnavailableError if pystac is missing, and InputError if place or time of a map to describe is unknown."""
+    load_pystac()
     if not inputs.grid.georeferenced:
         raise InputError(f"--stac-item requires georeferenced rasters, but BEFORE is {inputs.grid}; omit --stac-item")
     if inputs.after.acquired is None:
@@ -81,39 +68,56 @@ def check_described(inputs: Inputs) -> None:
         )
 
 
-def write_stac_item(path: Path, about: Described) -> None:
-    """Writes the item of the outputs ``about``, as ``path``; raises OSError if writing fails."""
-    final = about.outputs["stac_item"]
-    place = footprint(load_rasterio("a STAC Item"), about.inputs.grid)
+def write_stac_item(path: Path, facts: Facts, written: Mapping[str, Path], places: Mapping[str, Path]) -> None:
+    """Writes the item of a finished map as ``path``; raises OSError if writing fails.
+
+    Args:
+        path: The file to write.
+        facts: What is known about the map.
+        written: The complete outputs by option, under temporary names.
+        places: Their final paths.
+    """
+    folder, inputs = places["stac_item"].parent, facts.inputs
+    place = footprint(load_rasterio("a STAC Item"), inputs.grid)
     pystac = load_pystac()
     item = pystac.Item(
-        id=about.outputs["change"].stem, geometry=place.geometry, bbox=list(place.bbox), datetime=_times(about)[-1],
-        properties=_properties(about), stac_extensions=list(_EXTENSIONS.values()),
-        assets={name: pystac.Asset.from_dict(_asset(about, name, final.parent)) for name in about.written
-                if name in _ABOUT},
+        id=places["output"].stem, geometry=place.geometry, bbox=list(place.bbox), datetime=_times(inputs)[-1],
+        properties=_properties(facts), stac_extensions=list(_EXTENSIONS.values()),
     )  # fmt: skip
-    for date in (about.inputs.before, about.inputs.after):
+    for name in _ABOUT:
+        if name in written:
+            asset = _asset(facts, name, written[name], places[name], folder)
+            item.add_asset("change" if name == "output" else name, pystac.Asset.from_dict(asset))
+    for date in (inputs.before, inputs.after):
         kind = "application/geo+json" if date.identity.kind == "stac-item" else _GEOTIFF
-        item.add_link(pystac.Link("derived_from", _href(date.origin, final.parent), kind))
+        item.add_link(pystac.Link("derived_from", _href(date.origin, folder), kind))
     found = item.to_dict(include_self_link=False, transform_hrefs=False) | {"stac_version": _STAC}
     path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def _times(about: Described) -> list[datetime]:
+def _times(inputs: Inputs) -> list[datetime]:
     """Returns the known acquisition times, the latest last."""
-    found = (about.inputs.before.acquired, about.inputs.after.acquired)
+    found = (inputs.before.acquired, inputs.after.acquired)
     return sorted(time.astimezone(timezone.utc) for time in found if time is not None)
 
 
-def _properties(about: Described) -> dict[str, Any]:
-    times = [time.isoformat().replace("+00:00", "Z") for time in _times(about)]
+def _properties(facts: Facts) -> dict[str, Any]:
+    tags, times = facts.tags, [time.isoformat().replace("+00:00", "Z") for time in _times(facts.inputs)]
     span = {"start_datetime": times[0], "end_datetime": times[1]} if len(times) == 2 else {}
+    software, version = tags["MISGNET_SOFTWARE"].split()
+    changed = {} if facts.changed_share is None else {"misgnet:changed_share": facts.changed_share}
     return {
         **span,
-        **_projection(about.inputs.grid),
-        "processing:software": {"misgnet-export": about.version},
-        "processing:lineage": about.lineage,
-        **{f"misgnet:{name}": value for name, value in about.properties.items() if value is not None},
+        **_projection(facts.inputs.grid),
+        "processing:software": {software: version},
+        "processing:lineage": f"Change between the two inputs, found by engine {tags['MISGNET_ENGINE']} of bundle "
+        f"{tags['MISGNET_BUNDLE_SHA256']} where the probability is above {tags['MISGNET_THRESHOLD']}",
+        "misgnet:bundle_sha256": tags["MISGNET_BUNDLE_SHA256"],
+        "misgnet:bundle_version": int(tags["MISGNET_BUNDLE_VERSION"]),
+        "misgnet:engine": tags["MISGNET_ENGINE"],
+        "misgnet:threshold": float(tags["MISGNET_THRESHOLD"]),
+        "misgnet:valid_share": facts.valid_share,
+        **changed,
     }
 
 
@@ -128,20 +132,18 @@ def _projection(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _asset(about: Described, name: str, folder: Path) -> dict[str, Any]:
-    path, written = about.outputs[name], about.written[name]
+def _asset(facts: Facts, name: str, written: Path, place: Path, folder: Path) -> dict[str, Any]:
     title, role = _ABOUT[name]
-    kind = _MEDIA[path.suffix.lower()]
+    kind, suffix = _MEDIA[place.suffix.lower()], place.suffix.lower()
     if kind == _GEOTIFF:
-        kind += "; profile=cloud-optimized" * about.cog
-        band = {"change": _CHANGE, "probability": _PROBABILITY}[name]
-        bands = {"raster:bands": [{**band, "statistics": {"valid_percent": 100 * about.valid_share}}]}
+        kind += "; profile=cloud-optimized" * facts.options.cog
+        bands = {"raster:bands": [{**_BANDS[name], "statistics": {"valid_percent": 100 * facts.valid_share}}]}
     else:
-        title, bands = _MASK if name == "change" else title, {}
+        title, bands = _MASK if name == "output" else title, {}
     # A GeoPackage states the time at which it was written, so that its digest differs between equal runs.
-    digest = {} if path.suffix.lower() == ".gpkg" else {"file:checksum": _MULTIHASH + file_sha256(written)}
+    digest = {} if suffix == ".gpkg" else {"file:checksum": _MULTIHASH + file_sha256(written)}
     return {
-        "href": _relative(path, folder), "type": kind, "title": title, "roles": [role],
+        "href": _relative(place, folder), "type": kind, "title": title, "roles": [role],
         "file:size": written.stat().st_size, **digest, **bands,
     }  # fmt: skip
 
