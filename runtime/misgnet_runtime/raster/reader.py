@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Image, Mask
-from misgnet_runtime.errors import InputError, UnreadableError
+from misgnet_runtime.errors import InputError, NetworkError, UnreadableError
 from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.file_metadata import FileMetadata, file_metadata, is_data
 from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio
@@ -26,7 +26,7 @@ from misgnet_runtime.raster.tiff import may_be_tiff
 from misgnet_runtime.raster.tiff_blocks import blocks_of
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Blocks, StackedBlocks, UnreadableBlock, Values
-from misgnet_runtime.raster.warping import Warping, warped
+from misgnet_runtime.raster.warping import Warping, source_window, warped
 
 _MOST_WARPED_BANDS = 8
 
@@ -125,6 +125,8 @@ class Raster:
         if self.parts:
             return self._from_parts([self.parts[band - 1] for band in bands], rows, columns)
         unreadable = frozenset[UnreadableBlock]()
+        if self.origin.fetches:
+            self._fetch(rasterio, bands, rows, columns)
         try:
             values, valid = self._values(rasterio, bands, rows, columns)
         except rasterio.errors.RasterioError:
@@ -138,6 +140,16 @@ class Raster:
         """Reads a window in the raster's pixel format, (h, w, C); the other values are those of :meth:`read`."""
         values, valid, unreadable = self.read(scaling.bands, rows, columns)
         return scaling.apply(values), valid, unreadable
+
+    def _fetch(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> None:
+        """Fetches all blocks of a window together; GDAL would ask for one after the other."""
+        window: tuple[Span, Span] | None = rows, columns
+        wanted: Iterable[int] = self._with_alpha(bands)
+        if self.source is not None:
+            window = source_window(rasterio, self.source.dataset, self.dataset, rows, columns)
+            wanted = range(1, self.source.dataset.count + 1)
+        if window is not None:
+            self.origin.fetch(self.blocks.tiff.ranges(wanted, *window))
 
     def _from_source(self, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
         warping = Warping(partial(source.read, bands), source.dataset, self.dataset, len(bands))
@@ -181,6 +193,10 @@ class Raster:
                 )
 
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
+        with self.origin.guarded():
+            return self._read(rasterio, bands, rows, columns)
+
+    def _read(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
         wanted = self._with_alpha(bands)
         if self.source is not None:  # GDAL warps all bands together five times faster than a selection
@@ -261,6 +277,7 @@ def open_raster(
     held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # needed by the other date
     with rasterio.Env(**GDAL), ExitStack() as stack:
         source = as_source(given)
+        stack.callback(source.close)
         source.require()
         state = source.state()
         parts = [_opened_file(rasterio, stack, part, date, pixels) for part in source.parts or (source,)]
@@ -306,6 +323,8 @@ def _checked(rasterio: Any, source: RasterFile) -> Any:
 def _opened(rasterio: Any, source: RasterFile) -> Any:
     try:
         return source.dataset(rasterio)
+    except NetworkError:
+        raise
     except InputError as error:
         try:
             with source.open() as file:

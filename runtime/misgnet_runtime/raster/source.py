@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,14 @@ class Identity:
     def tag(self) -> str:
         """The end of the tag that records it: ``SHA256``."""
         return self.kind.upper().replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched over a network."""
+
+    size: int = 0  # bytes
+    requests: int = 0
 
 
 class RasterFile(ABC):
@@ -99,6 +108,26 @@ class RasterFile(ABC):
     @abstractmethod
     def check_unchanged(self, state: Hashable, identity: Identity) -> None:
         """Raises InputError if the content changed since :meth:`state` and :meth:`identity` returned these values."""
+
+    @property
+    def fetches(self) -> bool:
+        """Whether bytes come over a network, so that :meth:`fetch` of the next blocks saves time."""
+        return False
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetches byte ranges, from the first byte to the one after the last, before they are read."""
+        del ranges
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Returns a context for calls of GDAL, which raises the error that GDAL met, and hid, while reading bytes."""
+        return nullcontext()
+
+    def take_fetched(self) -> Fetched:
+        """Returns what was fetched since the last call."""
+        return Fetched()
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Frees what is kept of the content; the file may be used again."""
 
 
 def changed(file: RasterFile) -> InputError:

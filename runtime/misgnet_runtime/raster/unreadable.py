@@ -67,7 +67,7 @@ class Blocks:
     def of(cls, source: RasterFile, *, nodata: bool) -> Blocks:
         """Reads the blocks of a raster; raises as :func:`read_blocks`."""
         with source.open() as file:
-            return cls(source, blocks_of(file, source), nodata)
+            return cls(source, blocks_of(file, source, positions=source.fetches), nodata)
 
     @property
     def named(self) -> str:

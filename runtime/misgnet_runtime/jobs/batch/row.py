@@ -35,7 +35,8 @@ class RowOptions:
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
     report: bool = option(False, help="Also write ID.html.", suffixes=(".html",), changes_output=True)
     stac_item: bool = option(False, help="Also write ID.json.", suffixes=(".json",), changes_output=True)
-    scene: SceneOptions = group(SceneOptions)
+    # A row may not allow a network: --remote is an option of the command only.
+    scene: SceneOptions = group(SceneOptions, without=("remote",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,16 @@ class Scene:
     """A pair of rasters to process."""
 
     id: str
-    # Absolute paths.
-    before: Path
-    after: Path
+    # Absolute paths, or addresses as text.
+    before: Path | str
+    after: Path | str
     # Options of predict by column name, as text.
     words: Mapping[str, str]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The rasters that are local files."""
+        return [date for date in (self.before, self.after) if isinstance(date, Path)]
 
     def outputs(self) -> dict[str, str]:
         """Returns the output paths by option, relative to the output folder, the change raster last.
@@ -77,7 +83,8 @@ class Scene:
         """Returns the SHA-256 of everything that the outputs depend on.
 
         These are the digest of the ``bundle``, the options, and the path, size and modification time of both files; of
-        a STAC Item, also those of the files that it names.
+        a STAC Item also those of the files that it names; of what is on a server only the address, since nothing is
+        requested for a scene that is finished.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
@@ -107,12 +114,14 @@ def _file_name(option: str, word: str, name: str) -> str | None:
     return str(path)
 
 
-def _stamps(path: Path) -> object:
-    if path.suffix.lower() not in (".json", ".geojson"):
-        return _stamp(path)
+def _stamps(date: Path | str) -> object:
+    if isinstance(date, str):
+        return None
+    if date.suffix.lower() not in (".json", ".geojson"):
+        return _stamp(date)
     from misgnet_runtime.raster.stac.locate import named_paths
 
-    return [_stamp(path), *((str(named), _stamp(named)) for named in named_paths(path))]
+    return [_stamp(date), *((str(path), _stamp(path)) for path in named_paths(date))]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class SceneReport:
     valid_share: float
     unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
+    fetched_bytes: int = 0  # over a network, of both dates
+    requests: int = 0
 
     def lines(self, output: Path) -> list[str]:
         """Returns the report as lines of text."""
@@ -71,6 +73,8 @@ class SceneReport:
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
+        if self.requests:
+            found.append(f"fetched {self.fetched_bytes / 2**20:,.1f} MiB in {plural(self.requests, 'request')}")
         return found
 
 
@@ -157,7 +161,11 @@ def run_pair(
         valid = Probabilities(journal.path, grid.height, grid.width).valid_share()
         _warn(run, tally, valid, log)
         published = _publish(run, task, _tags(run, settings, tally, valid), log.warnings or ())
-        return _report(run, tally, work, published, resumed)
+        fetched = [raster.origin.take_fetched() for raster in (pair.before, pair.after)]
+        return replace(
+            _report(run, tally, work, published, resumed), fetched_bytes=sum(part.size for part in fetched),
+            requests=sum(part.requests for part in fetched),
+        )  # fmt: skip
 
 
 def _warn(run: Run, tally: Tally, valid: float, log: EventLog) -> None:

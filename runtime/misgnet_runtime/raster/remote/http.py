@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
@@ -27,7 +27,7 @@ _MOVED = (301, 302, 303, 307, 308)
 _REFUSED = (400, 401, 403, 404, 410)
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds before a retry; doubled each time
-_SLOWEST = 4 << 10  # bytes per second; an answer that takes longer counts as a timeout
+_SLOWEST = 1 << 10  # bytes per second; an answer that takes longer counts as a timeout
 _PART = 1 << 16  # bytes read at once
 _PROBLEM = 4096  # bytes of an error's body that are searched for S3's code
 _CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
@@ -74,8 +74,12 @@ class Http:
         self._urllib3 = load_urllib3()
         self._pool = _pool(self._urllib3, url, options.remote_timeout)
         self._moved: str | None = None  # where the last redirect led
-        self._closed = Event()
-        self.requests = 0  # that were sent
+        self._closed, self._lock = Event(), Lock()
+        self.requests, self.fetched = 0, 0  # requests that were sent, and bytes of their answers
+
+    def open(self) -> None:
+        """Allows requests again after :meth:`close`."""
+        self._closed.clear()
 
     def close(self) -> None:
         """Closes the connections; requests that wait for a retry end with NetworkError."""
@@ -137,7 +141,8 @@ class Http:
         raise InputError(f"{self._address} is redirected more than {_REDIRECTS} times; check the address")
 
     def _send(self, url: str, headers: Mapping[str, str]) -> Any:
-        self.requests += 1
+        with self._lock:
+            self.requests += 1
         if self._sign is not None:
             headers = self._sign(url, headers)
         return self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False, retries=False)
@@ -167,6 +172,8 @@ class Http:
             if not part:
                 return bytes(content)
             content += part
+            with self._lock:
+                self.fetched += len(part)
         return bytes(content)  # one byte too much: the caller refuses it
 
     def _problem(self, response: Any) -> Exception:
@@ -217,9 +224,10 @@ def _retry_after(header: str | None) -> float | None:
 def _reason(error: Exception) -> str:
     """Returns the reason of a network error in a few words, without addresses."""
     name = type(error).__name__
+    late = "the server does not answer in time"
     known = {
-        "NameResolutionError": "its host name is not known", "ConnectTimeoutError": "the server does not answer in time",
-        "ReadTimeoutError": "the server does not answer in time", "NewConnectionError": "no connection can be opened",
+        "ConnectTimeoutError": late, "ReadTimeoutError": late, "NameResolutionError": "its host name is not known",
+        "NewConnectionError": "no connection can be opened",
         "IncompleteRead": "the answer is truncated", "SSLError": "its TLS certificate is not accepted, or TLS failed",
         "ProxyError": "the proxy of the environment does not answer",
     }  # fmt: skip

@@ -35,3 +35,6 @@ class RemoteOptions:
     def most_bytes(self) -> int:
         """The most bytes to fetch of each raster."""
         return int(self.remote_limit * _GIB)
+
+
+NO_REMOTE = RemoteOptions()

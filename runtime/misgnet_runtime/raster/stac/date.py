@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from misgnet_runtime.raster.source import Identity, RasterFile, changed
+from misgnet_runtime.raster.source import Fetched, Identity, RasterFile, changed
 from misgnet_runtime.raster.stated import Stated
 
 
@@ -26,6 +27,22 @@ class _Delegating(RasterFile):
 
     def dataset(self, rasterio: Any) -> Any:
         return self.file.dataset(rasterio)
+
+    @property
+    def fetches(self) -> bool:
+        return self.file.fetches
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self.file.fetch(ranges)
+
+    def guarded(self) -> AbstractContextManager[None]:
+        return self.file.guarded()
+
+    def take_fetched(self) -> Fetched:
+        return self.file.take_fetched()
+
+    def close(self) -> None:
+        self.file.close()
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,14 @@ class ItemDate(_Delegating):
     def check_unchanged(self, state: Hashable, identity: Identity) -> None:
         if self.state() != state and self.identity() != identity:
             raise changed(self)
+
+    def take_fetched(self) -> Fetched:
+        found = [file.take_fetched() for file in self.files]
+        return Fetched(sum(one.size for one in found), sum(one.requests for one in found))
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
 
     def _digest(self) -> str:
         return hashlib.sha256(self.read()).hexdigest()
