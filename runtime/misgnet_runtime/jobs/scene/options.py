@@ -52,6 +52,10 @@ class SceneOptions:
         False, help="Also write a QGIS style beside each raster: a .qml file of the same name.", panel=OUTPUT_PANEL,
         changes_output=True, omit_default=True,
     )  # fmt: skip
+    stac_item: Path | None = option(
+        None, help="Also write a STAC Item that describes all outputs to this .json file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".json",), changes_output=True,
+    )  # fmt: skip
     cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
     min_area: float = option(
         0.0, help="Smallest polygon to write, in square metres (in pixels if the raster is not georeferenced).",
@@ -132,6 +136,7 @@ class SceneOptions:
         """Returns the requested outputs other than the change raster, by option."""
         requested = {
             "probability": self.probability, "vector": self.vector, "quicklook": self.quicklook, "report": self.report,
+            "stac_item": self.stac_item,
         }  # fmt: skip
         return {name: path for name, path in requested.items() if path is not None}
 

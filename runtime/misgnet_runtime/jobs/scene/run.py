@@ -19,6 +19,7 @@ from misgnet_runtime.jobs.scene.inputs import Date, Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.products import FinishedMap, write_products
 from misgnet_runtime.jobs.scene.report.content import Facts
+from misgnet_runtime.jobs.scene.stac_item import check_described
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
@@ -95,6 +96,7 @@ class Run:
     features: list[str] = field(default_factory=list)  # digests of the stored features that are compared
     tuned_batch: int | None = None  # tiles per inference call unless the options state a number
     name: str | None = None  # the scene's name; None: the name of AFTER, without its ending
+    places: dict[str, Path] = field(default_factory=dict)  # by option, where the caller moves outputs; else they stay
 
     @property
     def overlap(self) -> int:
@@ -140,6 +142,8 @@ def run_pair(
         UsageError: An output exists, or the saved progress belongs to another run.
         UnreadableError: More of a date is unreadable than the options allow; nothing is published.
     """
+    if run.options.stac_item:
+        check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
     log = log.remembering(log.warnings or ())
     raw = raw_map(grid.height, grid.width)
@@ -220,8 +224,9 @@ def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, 
         if path := by_name.get("probability"):
             writer.probability(path)
         facts = _facts(run, task.tally, tags, counts, warnings)
+        places = dict(zip(by_name, run.outputs, strict=True)) | run.places
         found = FinishedMap(
-            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts
+            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts, places=places
         )  # fmt: skip
         polygons = write_products(found, by_name)
         for date in (inputs.before, inputs.after):
