@@ -61,6 +61,11 @@ class SceneOptions:
         "`misgnet-run info`).",
         changes_output=True,
     )  # fmt: skip
+    threshold: float | None = option(
+        None, help="Probability above which a pixel is changed (default: the bundle's threshold, at which its F1 was "
+        "measured).",
+        minimum=0, maximum=1, changes_output=True,
+    )  # fmt: skip
     execution: ExecutionOptions = group(ExecutionOptions, panel=OUTPUT_PANEL)
     tuned: bool = option(True, help="Ignore settings saved by `misgnet-run tune`.")
     restart: bool = option(False, help="Discard saved progress and start over.", panel=OUTPUT_PANEL)
@@ -106,6 +111,10 @@ class SceneOptions:
     def overlap_of(self, manifest: Manifest) -> int:
         """Returns how many pixels neighbouring tiles share: as requested, else as the bundle states."""
         return manifest.scene_overlap if self.overlap is None else self.overlap
+
+    def threshold_of(self, manifest: Manifest) -> float:
+        """Returns the probability above which a pixel is changed: as requested, else as the bundle states."""
+        return manifest.threshold if self.threshold is None else self.threshold
 
     def products(self) -> dict[str, Path]:
         """Returns the requested outputs other than the change raster, by option."""
