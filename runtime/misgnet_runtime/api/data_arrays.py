@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio
+from misgnet_runtime.raster.geotiff import GDAL, create_geotiff, load_rasterio
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import gdal_errors
 
@@ -34,14 +34,14 @@ def write_data_array(array: Any, path: Path, date: str) -> None:
     bands, height, width = array.shape
     scales, offsets = _numbers(array, "scale_factor", "scales", 1.0), _numbers(array, "add_offset", "offsets", 0.0)
     profile = {
-        "driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": array.dtype.name, "crs": crs,
+        "count": bands, "height": height, "width": width, "dtype": array.dtype.name, "crs": crs,
         "transform": rasterio.Affine(across, 0, left, 0, down, top), "nodata": _nodata(array), "tiled": True,
         "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "zlevel": 1, "bigtiff": "IF_SAFER",
         "photometric": "MINISBLACK", "alpha": "NO",  # else GDAL calls the bands of 8-bit files red, green, blue, alpha
     }  # fmt: skip
     deep = max(1, _AT_ONCE // (_BLOCK * width * bands * array.dtype.itemsize)) * _BLOCK
     try:
-        with gdal_errors(rasterio, path), rasterio.Env(**GDAL), rasterio.open(path, "w", **profile) as file:
+        with gdal_errors(rasterio, path), rasterio.Env(**GDAL), create_geotiff(rasterio, path, **profile) as file:
             if colours := _colours(rasterio, array):
                 file.colorinterp = colours
             file.scales, file.offsets = scales, offsets

@@ -48,7 +48,15 @@ class BundleSession:
         self._resources = resources
         self._abandoned = weakref.finalize(self, _release, resources, f"unclosed {self!r}")
 
-    def predict(self, before: Date, after: Date, *, batch: int | None = None, overlap: int | None = None) -> ChangeMap:
+    def predict(
+        self,
+        before: Date,
+        after: Date,
+        *,
+        threshold: float | None = None,
+        overlap: int | None = None,
+        batch: int | None = None,
+    ) -> ChangeMap:
         """Predicts the change between two images of equal size.
 
         Images larger than a tile are cut into tiles that overlap and are blended, like scenes. Each date may be:
@@ -62,8 +70,9 @@ class BundleSession:
         Args:
             before: Image of the earlier date. It is not modified.
             after: Image of the later date, of the same size. It is not modified.
-            batch: Tiles per inference call, at most the bundle's largest batch (default: that of :func:`open_bundle`).
+            threshold: Probability above which a pixel is changed (default: ``manifest.threshold``).
             overlap: Pixels that neighbouring tiles share (default: ``manifest.scene_overlap``).
+            batch: Tiles per inference call, at most the bundle's largest batch (default: that of :func:`open_bundle`).
 
         Returns:
             The probability and the mask of change; new arrays, which belong to the caller.
@@ -71,10 +80,10 @@ class BundleSession:
         Raises:
             InputError: A date has another shape, data type or mode, or cannot be read, or the sizes differ.
             GateFailed: The engine's output has NaN or Inf.
-            UsageError: ``batch`` or ``overlap`` is out of range, or the session is closed.
+            UsageError: An option is out of range, or the session is closed.
         """
         self._check_open()
-        options = options_of({"batch": batch, "overlap": overlap})
+        options = options_of({"threshold": threshold, "overlap": overlap, "batch": batch})
         options.check_values()
         detector, entry, _ = self._opened
         first, second, valid = read_dates(before, after, detector.interface.pixels, current())
@@ -82,7 +91,7 @@ class BundleSession:
             first, second, overlap=options.overlap_of(self.manifest),
             batch=options.batch_of(entry, detector.interface, detector.batch),
         )  # fmt: skip
-        return ChangeMap.of(probability, self.manifest.threshold, valid)
+        return ChangeMap.of(probability, options.threshold_of(self.manifest), valid)
 
     def predict_scene(
         self,
@@ -95,6 +104,7 @@ class BundleSession:
         offset: float | tuple[float, ...] | None = None,
         stretch: tuple[float, float] | None = None,
         align: bool = False,
+        threshold: float | None = None,
         overlap: int | None = None,
         batch: int | None = None,
         progress: Progress | None = None,
@@ -130,6 +140,7 @@ class BundleSession:
             offset: Offset of stored values, one or one per band.
             stretch: Two percentiles of each band that become black and the largest sample, instead of ``scale``.
             align: Warp ``after`` onto the grid of ``before`` if their grids differ.
+            threshold: Probability above which a pixel is changed (default: the bundle's).
             overlap: Pixels that neighbouring tiles share (default: the bundle's).
             batch: Tiles per inference call, as for :meth:`predict`.
             progress: Called with the finished rows of tiles and their total, in another thread. An exception that it
@@ -148,8 +159,8 @@ class BundleSession:
         """
         self._check_open()
         given = {
-            "bands": bands, "scale": scale, "offset": offset, "stretch": stretch, "align": align, "overlap": overlap,
-            "batch": batch,
+            "bands": bands, "scale": scale, "offset": offset, "stretch": stretch, "align": align,
+            "threshold": threshold, "overlap": overlap, "batch": batch,
         }  # fmt: skip
         return predict_scene(
             self._bundle, self._opened, before, after, output=output, given={**given, **options}, progress=progress

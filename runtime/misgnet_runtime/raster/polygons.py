@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, StorageError, UnavailableError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped
+from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped, open_geotiff
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import CHANGED, Probabilities
@@ -87,7 +87,7 @@ def _load(name: str) -> Any:
 def _changes(shapely: Any, change: Path, probabilities: Probabilities, grid: Grid) -> Iterator[Change]:
     """Yields areas of pixels that share an edge. GDAL's map coordinates are converted back to whole pixel corners."""
     rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, change) as dataset:
         band = rasterio.band(dataset, 1)
         for shape, value in rasterio.features.shapes(band, mask=band, connectivity=4):
             if value == CHANGED:
