@@ -126,10 +126,10 @@ def test_masked_array_equals_a_scene_with_nodata(session: BundleSession, tmp_pat
 @pytest.mark.parametrize(
     ("before", "message"),
     [
-        (BEFORE / 255, r"'before' is float64 \(90, 70, 3\); this bundle reads uint8 \(H, W, 3\); values are not res"),
+        (BEFORE / 255, r"'before' is float64 \(90, 70, 3\); it must be uint8 \(H, W, 3\); values are not res"),
         (np.moveaxis(BEFORE, -1, 0), r"'before' is uint8 \(3, 90, 70\).*: pass numpy.moveaxis\(image, 0, -1\)"),
         (np.zeros((90, 70, 4), np.uint8), r"'before' is uint8 \(90, 70, 4\).*: pass image\[..., :3\] if the fourth"),
-        (BEFORE[..., 0], r"'before' is uint8 \(90, 70\); this bundle reads uint8 \(H, W, 3\)"),
+        (BEFORE[..., 0], r"'before' is uint8 \(90, 70\); it must be uint8 \(H, W, 3\)"),
         (np.zeros((0, 70, 3), np.uint8), r"'before' is uint8 \(0, 70, 3\)"),
         (BEFORE[:-1], r"differ in size: 70 x 89 and 70 x 90 px"),
         ([[1]], r"'before' is a builtins.list; pass an array, uint8 \(H, W, 3\), a Pillow image or a path"),

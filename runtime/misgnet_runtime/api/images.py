@@ -87,7 +87,7 @@ def _read_date(given: Date, date: str, pixels: PixelFormat) -> Image:
     array: NDArray[Any] = np.ma.getdata(given)
     if array.dtype != pixels.samples or array.ndim != 3 or array.shape[2] != pixels.bands or not array.size:
         raise InputError(
-            f"the image '{date}' is {array.dtype} {array.shape}; this bundle reads {pixels.samples} "
+            f"the image '{date}' is {array.dtype} {array.shape}; it must be {pixels.samples} "
             f"(H, W, {pixels.bands}){_advice(array, pixels)}"
         )
     return array
