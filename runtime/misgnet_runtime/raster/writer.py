@@ -25,8 +25,11 @@ from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.storage.atomic import publish, resumable_errors
 
 UNCHANGED, CHANGED, NODATA = 0, 1, 255
+CLASSES = {UNCHANGED: "unchanged", CHANGED: "changed", NODATA: "no data"}
+# A TIFF has no transparency per colour; GDAL shows the nodata value as transparent.
 _COLOURS = {UNCHANGED: (0, 0, 0, 255), CHANGED: (255, 0, 0, 255), NODATA: (0, 0, 0, 0)}
 _BLOCK, _BLOCKS = 256, 8  # side of a block in pixels; blocks written at once
+_COUNTED = 1 << 22  # probabilities that are counted at once
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,19 @@ class Probabilities:
 
     def read(self, rows: Span, columns: Span) -> NDArray[np.float32]:
         """Reads a window, float32 (h, w); raises InputError if the file is too short."""
+        return np.array(self._mapped()[rows.start : rows.stop, columns.start : columns.stop])
+
+    def valid_share(self) -> float:
+        """Returns the share of pixels with data, 0 to 1; raises InputError if the file is too short."""
+        flat = self._mapped().reshape(-1)
+        parts = (flat[start : start + _COUNTED] for start in range(0, flat.size, _COUNTED))
+        return 1 - sum(int(np.count_nonzero(np.isnan(part))) for part in parts) / flat.size
+
+    def _mapped(self) -> NDArray[np.float32]:
         try:
-            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
+            return np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
-        return np.array(mapped[rows.start : rows.stop, columns.start : columns.stop])
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,11 @@ class _Form:
     nodata: float
     predictor: int
     resampling: str  # for the overviews of a COG
+    band: str  # description of the band
 
 
-_CHANGE = _Form("uint8", NODATA, 1, "MODE")
-_PROBABILITY = _Form("float32", float("nan"), 3, "AVERAGE")
+_CHANGE = _Form("uint8", NODATA, 1, "MODE", "change")
+_PROBABILITY = _Form("float32", float("nan"), 3, "AVERAGE", "probability of change")
 
 
 @dataclass(frozen=True)
@@ -116,8 +128,10 @@ class MapWriter:
         with gdal_errors(rasterio, path), rasterio.Env(**GDAL):
             with create_geotiff(rasterio, plain, **self._profile(form)) as dataset:
                 dataset.update_tags(**self.tags)
+                dataset.set_band_description(1, form.band)
                 if form is _CHANGE:
                     dataset.write_colormap(1, _COLOURS)
+                    dataset.update_tags(1, **{f"CLASS_{value}": name for value, name in CLASSES.items()})
                 for window in self._windows():
                     pixels = make(self.probabilities.read(*window))
                     checksums.append(zlib.crc32(pixels.data))

@@ -14,7 +14,9 @@ from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
 from misgnet_runtime.options import group, make, option, stated
 from misgnet_runtime.parsers import NO, YES
 
-_ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
+_ENDINGS = {
+    "probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "report": ".html", "output": ".tif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class RowOptions:
     )
     vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
+    report: bool = option(False, help="Also write ID.html.", suffixes=(".html",), changes_output=True)
     scene: SceneOptions = group(SceneOptions)
 
 
@@ -52,7 +55,10 @@ class Scene:
         """
         words = {"output": "yes", **self.words}
         named = ((option, _file_name(option, words.get(option, ""), self.id)) for option in _ENDINGS)
-        return {option: name for option, name in named if name}
+        found = {option: name for option, name in named if name}
+        rasters = [option for option in ("probability", "output") if option in found and is_yes(words, "style")]
+        styles = {f"{option}_style": str(PurePosixPath(found[option]).with_suffix(".qml")) for option in rasters}
+        return {**styles, **found}
 
     def options(self) -> SceneOptions:
         """Returns the options of predict without file names, set to resume an interrupted run.

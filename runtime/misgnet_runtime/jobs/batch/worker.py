@@ -27,6 +27,7 @@ from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.log import EventLog, collector
+from misgnet_runtime.options import stated
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.storage.atomic import publish, resumable_errors, write_file
 from misgnet_runtime.storage.files import is_file
@@ -140,7 +141,7 @@ class SceneWorker:
         opened = self._open(self._bundle, options)
         with _held(work_folder(self._setup.output, task.scene.id)) as folder:
             self._keep_own(folder, self._maker(task, opened, options))
-            paths = {option: folder / f"{option}{Path(name).suffix.lower()}" for option, name in outputs.items()}
+            paths = {option: _work_path(folder, option, name) for option, name in outputs.items()}
             if not (folder / _REPORT).exists():
                 self._predict(task.scene, opened, options, paths, log)
             self._publish(paths, outputs)
@@ -151,11 +152,11 @@ class SceneWorker:
         self, scene: Scene, opened: Opened, options: SceneOptions, paths: dict[str, Path], log: EventLog
     ) -> None:
         assert self._bundle is not None
-        products = {option: path for option, path in paths.items() if option != "output"}
+        products = {option: path for option, path in paths.items() if option in stated(SceneOptions)}
         report = predict_opened(
             self._bundle, lambda: nullcontext(opened), scene.before, scene.after, paths["output"],
             options=replace(options, force=True, **products),  # type: ignore[arg-type]
-            log=log,
+            log=log, name=scene.id,
         )  # fmt: skip
         write_file(paths["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
 
@@ -196,6 +197,11 @@ class SceneWorker:
     def _close(self) -> None:
         self._opened = None
         self._stack.close()
+
+
+def _work_path(folder: Path, option: str, name: str) -> Path:
+    """Returns where an output is written before it gets its ``name``; a style lies beside its raster."""
+    return folder / f"{option.removesuffix('_style')}{Path(name).suffix.lower()}"
 
 
 def _warnings(records: list[logging.LogRecord]) -> tuple[str, ...]:

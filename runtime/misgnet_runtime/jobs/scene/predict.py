@@ -21,8 +21,8 @@ from misgnet_runtime.jobs.scene.inputs import inspect, warn_of_resolution
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import open_pair
 from misgnet_runtime.raster.source import RasterFile, local_paths
 from misgnet_runtime.raster.writer import is_mask
@@ -67,18 +67,21 @@ def predict_opened(
     log: EventLog,
     progress: Progress | None = None,
     tags: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> SceneReport:
     """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine, in another thread.
 
     It does so while the pixels are inspected, after all other checks. For an engine that stays open for many scenes,
-    ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and quick look
-    are read from the same open file. ``tags`` are added to those of the outputs.
+    ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and pictures
+    are read from the same open file. ``tags`` are added to those of the outputs; ``name`` is the scene's (default: that
+    of AFTER).
     """
     options.check(output)
-    if options.vector:
-        load_vector_libraries()
-    outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
-    refuse_inputs((output, *options.products().values()), local_paths(before, after))
+    log = log.remembering()
+    check_libraries(vector=options.vector is not None, report=options.report is not None)
+    files = tuple(options.files(output).values())
+    outputs = [Path(os.path.realpath(path)) for path in files]
+    refuse_inputs(files, local_paths(before, after))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels
@@ -94,14 +97,12 @@ def predict_opened(
             run = Run(
                 bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
                 entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
-                tuned_batch=detector.batch, tags=dict(tags or {}),
+                tuned_batch=detector.batch, tags=dict(tags or {}), name=name,
             )  # fmt: skip
             report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
-    if is_mask(output):
-        warn_of_nodata(output, report.nodata_share, log)
     return report
 
 
@@ -128,12 +129,3 @@ def check_mask(grid: Grid, output: Path, log: EventLog) -> None:
         )
     if grid.has_transform or grid.crs:
         log.info(f"{output.name} keeps no georeferencing (the scene is {grid}); -o {output.stem}.tif does")
-
-
-def warn_of_nodata(output: Path, share: float, log: EventLog) -> None:
-    """Logs the share of nodata pixels in a PNG mask, 0 to 1; they have the same value as unchanged pixels."""
-    if share:
-        log.warning(
-            f"{100 * share:.2f} % of the pixels are nodata; in {output.name} they are 0, like unchanged pixels; "
-            f"-o {output.stem}.tif keeps them apart"
-        )

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from misgnet_runtime.raster.source import RasterFile
 
 # Fields of SceneOptions that do not affect one date's features.
-OF_MAPS = ("before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook")
+OF_MAPS = (
+    "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook", "report", "style",
+)  # fmt: skip
 _DATES = {"before_": "the first date", "after_": "all later dates"}
 
 
@@ -35,6 +37,9 @@ class SeriesOptions:
     vector: bool = option(False, help="Also write polygons of changed areas, DATE.gpkg.", panel=OUTPUT_PANEL)
     quicklook: bool = option(
         False, help="Also write a small picture of both dates and the change, DATE.png.", panel=OUTPUT_PANEL
+    )
+    report: bool = option(
+        False, help="Also write a page about both dates and the change, DATE.html.", panel=OUTPUT_PANEL
     )
     scene: SceneOptions = group(
         SceneOptions,
@@ -58,7 +63,7 @@ class SeriesOptions:
 
         return folder / f"{date.stem}.tif", replace(
             self.scene, probability=named(self.probability, ".probability.tif"), vector=named(self.vector, ".gpkg"),
-            quicklook=named(self.quicklook, ".png"),
+            quicklook=named(self.quicklook, ".png"), report=named(self.report, ".html"),
         )  # fmt: skip
 
 
