@@ -106,7 +106,7 @@ def test_scene_without_change_has_no_polygons(place: Place, session: BundleSessi
 
 def test_temporary_files_live_as_long_as_the_result(place: Place, session: BundleSession) -> None:
     found = session.predict_scene(place.before, place.after)
-    folder = found.files["change"].parent
+    folder = found.files["output"].parent
     assert all(path.is_file() and path.parent == folder for path in found.files.values())
     assert folder.stat().st_mode & 0o077 == 0
     mask = found.mask
@@ -141,7 +141,7 @@ def test_output_keeps_its_files_and_is_not_replaced(place: Place, session: Bundl
     again = session.predict_scene(
         place.before, place.after, tmp_path / "map.tif", force=True, vector=tmp_path / "other.fgb", quicklook=None
     )
-    assert {*again.files} == {"change", "probability", "vector"} and (tmp_path / "other.fgb").is_file()
+    assert {*again.files} == {"output", "probability", "vector"} and (tmp_path / "other.fgb").is_file()
     with pytest.raises(UsageError, match=r"the result has no quicklook, because .*; pass quicklook=PATH"):
         _ = again.quicklook
     assert "<img" not in again._repr_html_()
@@ -164,10 +164,11 @@ def test_save_writes_the_file_that_the_suffix_names(result: SceneResult, tmp_pat
     pyogrio = pytest.importorskip("pyogrio")
     for name in ("a.tif", "a.tiff", "a.png", "a.gpkg", "a.geojson", "a.fgb"):
         assert result.save(tmp_path / name) == tmp_path / name
-    assert (tmp_path / "a.tif").read_bytes() == result.files["change"].read_bytes()
+    assert (tmp_path / "a.tif").read_bytes() == result.files["output"].read_bytes()
     assert (tmp_path / "a.png").read_bytes() == result.files["quicklook"].read_bytes()
     areas = [
-        pyogrio.raw.read(tmp_path / f"a.{suffix}", columns=["pixels"])[3][0] for suffix in ("gpkg", "geojson", "fgb")
+        pyogrio.raw.read(tmp_path / f"a.{suffix}", columns=["pixels"], layer=0)[3][0]
+        for suffix in ("gpkg", "geojson", "fgb")
     ]
     assert all(sorted(one) == sorted(areas[0]) and len(one) for one in areas)
     assert pyogrio.read_info(tmp_path / "a.geojson")["crs"] == "EPSG:4326"
@@ -359,7 +360,7 @@ def test_datasets_in_memory_and_warped_ones_are_copied(
         found = session.predict_scene(before, after)
     assert len(copied) == 2
     np.testing.assert_array_equal(found.probability, read(place.probability))
-    assert [path for path in tmp_path.iterdir() if path != found.files["change"].parent] == []
+    assert [path for path in tmp_path.iterdir() if path != found.files["output"].parent] == []
 
 
 def test_vrt_that_a_caller_opened_is_copied(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -26,7 +26,7 @@ from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, open_geotiff
 from misgnet_runtime.raster.writer import CHANGED, NODATA
 from misgnet_runtime.storage.atomic import replace_file
 
-_KINDS = {".tif": "change", ".tiff": "change", ".png": "quicklook", ".html": "report"}
+_KINDS = {".tif": "output", ".tiff": "output", ".png": "quicklook", ".html": "report"}
 
 
 class SceneResult:
@@ -36,7 +36,8 @@ class SceneResult:
     kept; they belong to the caller. Without ``output``, the files are removed with the result: use :meth:`save`.
 
     Attributes:
-        files: The written files by kind: "change", "probability", "vector", "quicklook" and others that were requested.
+        files: The written files by option: "output" (the change raster), "probability", "vector", "quicklook", and
+            others that were requested.
         changed_share: Share of the valid pixels that changed, 0 to 1; None if no pixel is valid.
         valid_share: Share of the pixels where both dates have data, 0 to 1.
         warnings: Texts of the warnings about this pair.
@@ -44,7 +45,7 @@ class SceneResult:
     """
 
     def __init__(
-        self, *, files: Mapping[str, Path], report: SceneReport, warnings: list[str], resources: ExitStack
+        self, *, files: Mapping[str, Path], report: SceneReport, warnings: Iterable[str], resources: ExitStack
     ) -> None:
         self.files = dict(files)
         self.changed_share = report.changed_share
@@ -59,7 +60,7 @@ class SceneResult:
 
         ``mask.mean()`` is the changed share of the valid pixels. It takes 2 bytes per pixel.
         """
-        classes = self._read("change")
+        classes = self._read("output")
         return np.ma.MaskedArray(classes == CHANGED, mask=classes == NODATA)
 
     @cached_property
@@ -158,7 +159,7 @@ class SceneResult:
 
     def _properties(self) -> tuple[Any, Any]:
         rasterio = load_rasterio("a scene")
-        with rasterio.Env(**GDAL), open_geotiff(rasterio, self._file("change")) as dataset:
+        with rasterio.Env(**GDAL), open_geotiff(rasterio, self._file("output")) as dataset:
             return dataset.crs, dataset.transform
 
     def _summary(self) -> str:

@@ -17,21 +17,9 @@ from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.inference.selection import Opened
 from misgnet_runtime.jobs.scene.predict import predict_opened
-from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.log import current
 
 __all__ = ["DateSource", "predict_scene"]
-
-
-class _WarningsLog(EventLog):
-    """The log of this process, which also keeps the texts of warnings, whatever its level is."""
-
-    def __init__(self) -> None:
-        super().__init__(current().logger)
-        self.warnings: list[str] = []
-
-    def warning(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.warnings.append(str(msg))
-        super().warning(msg, *args, **kwargs)
 
 
 def predict_scene(
@@ -45,7 +33,7 @@ def predict_scene(
     progress: Progress | None,
 ) -> SceneResult:
     """Does the work of :meth:`BundleSession.predict_scene`; ``given``: the options, by keyword."""
-    log = _WarningsLog()
+    log = current().remembering()
     with ExitStack() as kept, ExitStack() as copies:
         folder = None if output is not None else kept.enter_context(tempfile.TemporaryDirectory(prefix="misgnet-"))
         change = Path(folder, "change.tif") if folder else Path(os.fspath(output or ""))
@@ -58,8 +46,7 @@ def predict_scene(
             bundle, lambda: nullcontext(opened), *sources, change, options=options, log=log, progress=progress
         )
         return SceneResult(
-            files={"change": change, **options.products()}, report=report, warnings=log.warnings,
-            resources=kept.pop_all(),
+            files=options.files(change), report=report, warnings=log.warnings or (), resources=kept.pop_all()
         )  # fmt: skip
 
 

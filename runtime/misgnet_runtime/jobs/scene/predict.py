@@ -77,7 +77,7 @@ def predict_opened(
     of AFTER).
     """
     options.check(output)
-    log = log.remembering()
+    log = log.remembering() if log.warnings is None else log
     check_libraries(vector=options.vector is not None, report=options.report is not None)
     files = tuple(options.files(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]
