@@ -144,6 +144,9 @@ def test_output_keeps_its_files_and_is_not_replaced(place: Place, session: Bundl
     assert {*again.files} == {"output", "probability", "vector"} and (tmp_path / "other.fgb").is_file()
     with pytest.raises(UsageError, match=r"the result has no quicklook, because .*; pass quicklook=PATH"):
         _ = again.quicklook
+    with pytest.raises(UsageError, match=r"the result has no report.*pass report=PATH"):
+        again.save(tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
     assert "<img" not in again._repr_html_()
 
 
@@ -162,7 +165,7 @@ def test_interrupted_run_resumes(place: Place, session: BundleSession, tmp_path:
 
 def test_save_writes_the_file_that_the_suffix_names(result: SceneResult, tmp_path: Path) -> None:
     pyogrio = pytest.importorskip("pyogrio")
-    for name in ("a.tif", "a.tiff", "a.png", "a.gpkg", "a.geojson", "a.fgb"):
+    for name in ("a.tif", "a.tiff", "a.png", "a.gpkg", "a.geojson", "a.fgb", "a.html"):
         assert result.save(tmp_path / name) == tmp_path / name
     assert (tmp_path / "a.tif").read_bytes() == result.files["output"].read_bytes()
     assert (tmp_path / "a.png").read_bytes() == result.files["quicklook"].read_bytes()
@@ -180,9 +183,7 @@ def test_save_writes_the_file_that_the_suffix_names(result: SceneResult, tmp_pat
     result.save(str(tmp_path / "a.fgb"), force=True)
     with pytest.raises(UsageError, match=r"has the suffix '.jpg'; choose .tif, .tiff, .png"):
         result.save(tmp_path / "a.jpg")
-    with pytest.raises(UsageError, match=r"the result has no report.*pass report=PATH"):
-        result.save(tmp_path / "a.html")
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
 
 
 def test_html_is_small_escaped_and_self_contained(place: Place, session: BundleSession) -> None:

@@ -119,7 +119,7 @@ class SceneResult:
         """Writes a copy of a file of the result, atomically; the suffix says which.
 
         .tif is the change raster, .gpkg, .geojson or .fgb are the polygons, .png is the quick look, and .html is the
-        report, if it was requested (``report=...``). ``files`` names all files, such as the probability.
+        report, a page of its own. ``files`` names all files, such as the probability.
 
         Args:
             path: The file to write.
@@ -129,7 +129,8 @@ class SceneResult:
             The path.
 
         Raises:
-            UsageError: The file exists, its suffix is another one, or the result has no such file.
+            UsageError: The file exists, its suffix is another one, or the run wrote no such file: for a run with
+                ``output``, the report must be requested (``report=PATH``).
         """
         target = Path(path)
         suffix = target.suffix.lower()

@@ -39,7 +39,8 @@ def predict_scene(
         change = Path(folder, "change.tif") if folder else Path(os.fspath(output or ""))
         if change.suffix.lower() not in (".tif", ".tiff"):
             raise UsageError(f"output {change} is a change raster; choose a name that ends in .tif")
-        options = options_of({**_beside(change), **given})
+        products = _beside(change) | ({"report": Path(folder, "change.html")} if folder else {})
+        options = options_of({**products, **given})
         options.check(change)
         sources = [source_of(one, date, copies) for one, date in ((before, "before"), (after, "after"))]
         report = predict_opened(

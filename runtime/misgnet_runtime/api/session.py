@@ -133,8 +133,8 @@ class BundleSession:
             after: The later date.
             output: The change raster (.tif) to write; beside it, unless these options name other files or None,
                 ``NAME_probability.tif`` (``probability``), ``NAME.gpkg`` (``vector``) and ``NAME_quicklook.png``
-                (``quicklook``). The same call resumes an interrupted run. By default, the files are in a private
-                temporary folder, which is removed with the result.
+                (``quicklook``). The same call resumes an interrupted run. By default, these files and the report are
+                in a private temporary folder, which is removed with the result.
             bands: Bands in the order that the network reads them, counted from 1.
             scale: Factor of stored values, one or one per band.
             offset: Offset of stored values, one or one per band.
