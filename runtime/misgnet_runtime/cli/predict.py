@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from misgnet_runtime.cli.options import BundlePath, takes_options
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import current
@@ -84,12 +85,13 @@ def _predict_image(bundle: Path, before: Path, after: Path, output: Path, option
     from misgnet_runtime.jobs.image import predict_files
 
     plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "threshold", "tuned")}
-    if options != SceneOptions(**plain):
+    batch = options.execution.batch
+    if options != SceneOptions(**plain, execution=ExecutionOptions(batch=batch)):
         raise UsageError(
             f"output {output.name} is a plain mask, and options for GeoTIFFs were given; choose an output that ends "
             "in .tif"
         )
-    report = predict_files(bundle, before, after, output, **plain)
+    report = predict_files(bundle, before, after, output, **plain, batch=batch)
     current().result([report.line(output)], output=output, **asdict(report))
 
 

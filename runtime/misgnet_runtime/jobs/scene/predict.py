@@ -79,7 +79,7 @@ def predict_opened(
     of AFTER). If the caller moves the outputs, ``places`` are their final paths by option, which a STAC Item names.
     """
     options.check(output)
-    log = log.remembering()
+    log = log.remembering() if log.warnings is None else log
     check_libraries(vector=options.vector is not None, report=options.report is not None)
     files = tuple(options.outputs(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]

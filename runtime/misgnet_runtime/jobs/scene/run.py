@@ -145,7 +145,7 @@ def run_pair(
     if run.options.stac_item:
         check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
-    log = log.remembering(log.warnings or ())
+    log = log.remembering() if log.warnings is None else log
     raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
         if not journal.publishing:
