@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio
+from misgnet_runtime.raster.geotiff import GDAL, create_geotiff, load_rasterio, open_geotiff
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.raster.tiling import Span
@@ -144,7 +144,7 @@ class MapWriter:
         plain = path.with_name("plain.tif") if self.cog else path
         checksums = []
         with gdal_errors(rasterio, path), rasterio.Env(**GDAL):
-            with rasterio.open(plain, "w", **self._profile(form)) as dataset:
+            with create_geotiff(rasterio, plain, **self._profile(form)) as dataset:
                 dataset.update_tags(**self.tags)
                 dataset.set_band_description(1, form.band)
                 if form is _CHANGE:
@@ -159,13 +159,13 @@ class MapWriter:
                 predictor = "YES" if form.predictor > 1 else "NO"
                 rasterio.shutil.copy(plain, path, driver="COG", predictor=predictor, **copy)
                 plain.unlink()
-            with rasterio.open(path, driver="GTiff") as dataset:
+            with open_geotiff(rasterio, path) as dataset:
                 self._read_back(dataset, checksums)
 
     def _profile(self, form: _Form) -> dict[str, Any]:
         position = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.has_transform else {})}
         return {
-            "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
+            "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
             "nodata": form.nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",
             "predictor": form.predictor, "bigtiff": "IF_SAFER", **position,
         }  # fmt: skip
@@ -189,7 +189,7 @@ def is_mask(output: Path) -> bool:
 def write_png(change: Path, path: Path) -> None:
     """Writes a change raster as a mask: 255 for changed pixels, else 0; raises StorageError if the disk refuses."""
     rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, change) as dataset:
         changed = dataset.read(1) == CHANGED
     with resumable_errors(path):
         write_mask(path, changed)

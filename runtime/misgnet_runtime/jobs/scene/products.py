@@ -1,4 +1,4 @@
-"""Writes the outputs of a finished map that people look at: polygons, quick look, page and styles."""
+"""Writes the outputs of a finished map besides rasters: polygons, quick look, page, styles and STAC Item."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from misgnet_runtime.formatting import format_change
 from misgnet_runtime.jobs.scene.report.content import LISTED, Facts, page_of, shown_date
 from misgnet_runtime.jobs.scene.report.page import render
 from misgnet_runtime.jobs.scene.report.pictures import MOST_PIXELS, make_pictures
+from misgnet_runtime.jobs.scene.stac_item import write_stac_item
 from misgnet_runtime.raster import quicklook, styles
 from misgnet_runtime.raster.changes import Changes, find_changes
 from misgnet_runtime.raster.geotiff import load_rasterio, open_geotiff
@@ -33,6 +34,7 @@ class FinishedMap:
     probabilities: Probabilities
     coverage: Coverage
     facts: Facts
+    places: Mapping[str, Path]  # final paths of all outputs, by option
 
 
 def write_products(found: FinishedMap, paths: Mapping[str, Path]) -> int | None:
@@ -54,6 +56,9 @@ def write_products(found: FinishedMap, paths: Mapping[str, Path]) -> int | None:
         )  # fmt: skip
         write_polygons(path, changes.listed, inputs.grid, about, options.simplify)
     _write_pictures(found, changes, paths)
+    if path := paths.get("stac_item"):
+        with resumable_errors(path):
+            write_stac_item(path, found.facts, paths, found.places)
     return changes.count if "vector" in paths else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from misgnet_runtime.jobs.scene.inputs import Date, Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.products import FinishedMap, write_products
 from misgnet_runtime.jobs.scene.report.content import Facts
+from misgnet_runtime.jobs.scene.stac_item import check_described
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
@@ -58,6 +59,8 @@ class SceneReport:
     valid_share: float
     unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
+    fetched_bytes: int = 0  # over a network, of both dates
+    requests: int = 0
 
     def lines(self, output: Path) -> list[str]:
         """Returns the report as lines of text."""
@@ -71,6 +74,8 @@ class SceneReport:
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
+        if self.requests:
+            found.append(f"fetched {self.fetched_bytes / 2**20:,.1f} MiB in {plural(self.requests, 'request')}")
         return found
 
 
@@ -91,6 +96,7 @@ class Run:
     features: list[str] = field(default_factory=list)  # digests of the stored features that are compared
     tuned_batch: int | None = None  # tiles per inference call unless the options state a number
     name: str | None = None  # the scene's name; None: the name of AFTER, without its ending
+    places: dict[str, Path] = field(default_factory=dict)  # by option, where the caller moves outputs; else they stay
 
     @property
     def overlap(self) -> int:
@@ -136,8 +142,10 @@ def run_pair(
         UsageError: An output exists, or the saved progress belongs to another run.
         UnreadableError: More of a date is unreadable than the options allow; nothing is published.
     """
+    if run.options.stac_item:
+        check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
-    log = log.remembering(log.warnings or ())
+    log = log.remembering() if log.warnings is None else log
     raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
         if not journal.publishing:
@@ -153,9 +161,12 @@ def run_pair(
         work = compute(task)
         found = Probabilities(journal.path, grid.height, grid.width).coverage()
         _warn(run, tally, found.share, log)
-        tags = _tags(run, settings, tally, found.share)
-        published = _publish(run, task, tags, found, log.warnings or ())
-        return _report(run, tally, work, published, resumed)
+        published = _publish(run, task, _tags(run, settings, tally, found.share), found, log.warnings or ())
+        fetched = [raster.origin.take_fetched() for raster in (pair.before, pair.after)]
+        return replace(
+            _report(run, tally, work, published, resumed), fetched_bytes=sum(part.size for part in fetched),
+            requests=sum(part.requests for part in fetched),
+        )  # fmt: skip
 
 
 def _warn(run: Run, tally: Tally, valid: float, log: EventLog) -> None:
@@ -213,8 +224,9 @@ def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, 
         if path := by_name.get("probability"):
             writer.probability(path)
         facts = _facts(run, task.tally, tags, counts, warnings)
+        places = dict(zip(by_name, run.outputs, strict=True)) | run.places
         found = FinishedMap(
-            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts
+            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts, places=places
         )  # fmt: skip
         polygons = write_products(found, by_name)
         for date in (inputs.before, inputs.after):
