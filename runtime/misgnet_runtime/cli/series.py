@@ -42,11 +42,9 @@ def encode(
     Rerun the same command to resume an interrupted run.
     """
     from misgnet_runtime.jobs.series.encode import encode_file
-    from misgnet_runtime.raster.remote import locate
 
-    source = locate(raster, options.scene.remote)
     with current().progress("rows of tiles") as progress:
-        report = encode_file(bundle, source, output, options.scene, log=current(), progress=progress)
+        report = encode_file(bundle, raster, output, options.scene, log=current(), progress=progress)
     current().result(report.lines(), output=output, **report.figures())
 
 
@@ -68,12 +66,9 @@ def series(
     Rerun the same command to resume an interrupted series. To add dates, rerun it with the longer list.
     """
     from misgnet_runtime.jobs.series.series import Listener, run_series
-    from misgnet_runtime.raster.remote import locate
-
-    first, *later = (locate(date, options.scene.remote) for date in (reference, *dates))
 
     def finished(path: Path, report: SceneReport) -> None:
         current().result(report.lines(path), output=path, **asdict(report))
 
     with current().progress("rows of tiles") as progress:
-        run_series(bundle, first, later, output, options=options, listener=Listener(current(), finished, progress))
+        run_series(bundle, reference, dates, output, options=options, listener=Listener(current(), finished, progress))

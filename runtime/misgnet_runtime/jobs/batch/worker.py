@@ -29,8 +29,7 @@ from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.log import EventLog, collector
 from misgnet_runtime.options import stated
 from misgnet_runtime.raster.geotiff import load_rasterio
-from misgnet_runtime.raster.remote import NO_REMOTE, RemoteOptions, locate
-from misgnet_runtime.raster.source import RasterFile
+from misgnet_runtime.raster.remote import NO_REMOTE, RemoteOptions
 from misgnet_runtime.storage.atomic import publish, resumable_errors, write_file
 from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.lock import try_acquire
@@ -158,15 +157,12 @@ class SceneWorker:
         assert self._bundle is not None
         products = {option: path for option, path in paths.items() if option in stated(SceneOptions)}
         report = predict_opened(
-            self._bundle, lambda: nullcontext(opened), self._located(scene.before), self._located(scene.after),
-            paths["output"],
-            options=replace(options, force=True, **products),  # type: ignore[arg-type]
+            self._bundle, lambda: nullcontext(opened), scene.before, scene.after, paths["output"],
+            options=replace(options, force=True, remote=self._setup.remote, **products),  # type: ignore[arg-type]
             log=log, name=scene.id,
+            places={option: self._setup.output / name for option, name in scene.outputs().items()},
         )  # fmt: skip
         write_file(paths["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
-
-    def _located(self, date: Path | str) -> RasterFile | Path:
-        return date if isinstance(date, Path) else locate(date, self._setup.remote)
 
     def _publish(self, paths: dict[str, Path], outputs: dict[str, str]) -> None:
         """Moves complete files to their output paths; a killed worker may have moved some of them already."""

@@ -52,6 +52,10 @@ class SceneOptions:
         False, help="Also write a QGIS style beside each raster: a .qml file of the same name.", panel=OUTPUT_PANEL,
         changes_output=True, omit_default=True,
     )  # fmt: skip
+    stac_item: Path | None = option(
+        None, help="Also write a STAC Item that describes all outputs to this .json file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".json",), changes_output=True,
+    )  # fmt: skip
     cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
     min_area: float = option(
         0.0, help="Smallest polygon to write, in square metres (in pixels if the raster is not georeferenced).",
@@ -94,7 +98,7 @@ class SceneOptions:
         self.check_values()
         if self.style and not self.styles(output):
             raise UsageError(f"--style is for GeoTIFFs; choose -o {output.stem}.tif")
-        paths = [path.resolve() for path in self.files(output).values()]
+        paths = [path.resolve() for path in self.outputs(output).values()]
         if len(set(paths)) < len(paths):
             raise UsageError("two outputs have the same name; give each its own name")
 
@@ -132,6 +136,7 @@ class SceneOptions:
         """Returns the requested outputs other than the change raster, by option."""
         requested = {
             "probability": self.probability, "vector": self.vector, "quicklook": self.quicklook, "report": self.report,
+            "stac_item": self.stac_item,
         }  # fmt: skip
         return {name: path for name, path in requested.items() if path is not None}
 
@@ -142,7 +147,7 @@ class SceneOptions:
             name: path.with_suffix(".qml") for name, path in rasters.items() if path and path.suffix.lower() != ".png"
         }
 
-    def files(self, output: Path) -> dict[str, Path]:
+    def outputs(self, output: Path) -> dict[str, Path]:
         """Returns all files to write, by option: the map ``output`` first, then the products, then the styles."""
         styles = {f"{name}_style": path for name, path in self.styles(output).items()}
         return {"output": output, **self.products(), **styles}
