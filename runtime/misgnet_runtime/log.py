@@ -201,6 +201,7 @@ class _ListHandler(logging.Handler):
 
 
 _LOGGER = logging.getLogger("misgnet")
+_LOGGER.addHandler(logging.NullHandler())  # else Python prints warnings to stderr in programs that set up no logging
 _HANDLER = _StreamHandler()
 _FORMATTERS: dict[LogFormat, logging.Formatter] = {"text": TextFormatter(), "json": JsonFormatter()}
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from misgnet_runtime.cli.options import BundlePath, takes_options
+from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.raster.remote.address import is_address
 
 if TYPE_CHECKING:
-    from misgnet_runtime.raster.source import RasterFile
+    pass
 
 
 @takes_options
@@ -56,13 +57,12 @@ def predict(
     resume an interrupted run of folders or GeoTIFFs.
     """
     paths = Path(before), Path(after)
-    if any(map(_is_scene, (before, after))):
-        _predict_scene(bundle, before, after, output, options)
-    elif any(path.is_dir() for path in paths):
+    scene = any(map(_is_scene, (before, after)))
+    if not scene and any(path.is_dir() for path in paths):
         _predict_folders(bundle, *paths, output, options, skip_existing=skip_existing)
     elif skip_existing:
         raise UsageError("--skip-existing is for two folders; BEFORE and AFTER are files")
-    elif output.suffix.lower() in (".tif", ".tiff") or _are_rasters(*paths):
+    elif scene or output.suffix.lower() in (".tif", ".tiff") or _are_rasters(*paths):
         _predict_scene(bundle, before, after, output, options)
     else:
         _predict_image(bundle, *paths, output, options)
@@ -85,12 +85,13 @@ def _predict_image(bundle: Path, before: Path, after: Path, output: Path, option
     from misgnet_runtime.jobs.image import predict_files
 
     plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "threshold", "tuned")}
-    if options != SceneOptions(**plain):
+    batch = options.execution.batch
+    if options != SceneOptions(**plain, execution=ExecutionOptions(batch=batch)):
         raise UsageError(
             f"output {output.name} is a plain mask, and options for GeoTIFFs were given; choose an output that ends "
             "in .tif"
         )
-    report = predict_files(bundle, before, after, output, **plain)
+    report = predict_files(bundle, before, after, output, **plain, batch=batch)
     current().result([report.line(output)], output=output, **asdict(report))
 
 
@@ -106,9 +107,7 @@ def _predict_folders(
     current().result([report.line(output)], output=output, **asdict(report))
 
 
-def _predict_scene(
-    bundle: Path, before: RasterFile | Path, after: RasterFile | Path, output: Path, options: SceneOptions
-) -> None:
+def _predict_scene(bundle: Path, before: str, after: str, output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.jobs.scene.predict import predict_scene_files
 
     with current().progress("rows of tiles") as progress:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped
+from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped, open_geotiff
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import CHANGED, Probabilities
@@ -95,7 +95,7 @@ def _traced(shapely: Any, rasterio: Any, change: Path, grid: Grid) -> Iterator[C
     """Yields areas without probabilities. GDAL's map coordinates are converted back to whole pixel corners."""
     matrix, origin = affine(grid)
     inverse = np.linalg.inv(matrix)
-    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, change) as dataset:
         band = rasterio.band(dataset, 1)
         for shape, value in rasterio.features.shapes(band, mask=band, connectivity=4):
             if value == CHANGED:

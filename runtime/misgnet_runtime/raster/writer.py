@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio
+from misgnet_runtime.raster.geotiff import GDAL, create_geotiff, load_rasterio, open_geotiff
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.raster.tiling import Span
@@ -33,6 +33,16 @@ _COUNTED = 1 << 22  # probabilities that are counted at once
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """The pixels of a map that have data."""
+
+    share: float  # of all pixels, 0 to 1
+    # The rows and columns around them; all if no pixel has data.
+    rows: Span
+    columns: Span
+
+
+@dataclass(frozen=True)
 class Probabilities:
     """The whole map on disk, float32 (``height``, ``width``); NaN: no data."""
 
@@ -44,17 +54,27 @@ class Probabilities:
         """Reads a window, float32 (h, w); raises InputError if the file is too short."""
         return np.array(self._mapped()[rows.start : rows.stop, columns.start : columns.stop])
 
-    def valid_share(self) -> float:
-        """Returns the share of pixels with data, 0 to 1; raises InputError if the file is too short."""
-        flat = self._mapped().reshape(-1)
-        parts = (flat[start : start + _COUNTED] for start in range(0, flat.size, _COUNTED))
-        return 1 - sum(int(np.count_nonzero(np.isnan(part))) for part in parts) / flat.size
+    def coverage(self) -> Coverage:
+        """Finds the pixels with data; raises InputError if the file is too short."""
+        mapped, count = self._mapped(), 0
+        rows, columns = np.zeros(self.height, np.bool_), np.zeros(self.width, np.bool_)
+        for part in Span(0, self.height).split(max(1, _COUNTED // self.width)):
+            valid = ~np.isnan(mapped[part.start : part.stop])
+            rows[part.start : part.stop] = valid.any(axis=1)
+            columns |= valid.any(axis=0)
+            count += int(np.count_nonzero(valid))
+        return Coverage(count / mapped.size, _extent(rows), _extent(columns))
 
     def _mapped(self) -> NDArray[np.float32]:
         try:
             return np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
+
+
+def _extent(found: NDArray[np.bool_]) -> Span:
+    places = np.flatnonzero(found)
+    return Span(int(places[0]), int(places[-1]) + 1) if len(places) else Span(0, len(found))
 
 
 @dataclass(frozen=True)
@@ -126,7 +146,7 @@ class MapWriter:
         plain = path.with_name("plain.tif") if self.cog else path
         checksums = []
         with gdal_errors(rasterio, path), rasterio.Env(**GDAL):
-            with rasterio.open(plain, "w", **self._profile(form)) as dataset:
+            with create_geotiff(rasterio, plain, **self._profile(form)) as dataset:
                 dataset.update_tags(**self.tags)
                 dataset.set_band_description(1, form.band)
                 if form is _CHANGE:
@@ -141,13 +161,13 @@ class MapWriter:
                 predictor = "YES" if form.predictor > 1 else "NO"
                 rasterio.shutil.copy(plain, path, driver="COG", predictor=predictor, **copy)
                 plain.unlink()
-            with rasterio.open(path, driver="GTiff") as dataset:
+            with open_geotiff(rasterio, path) as dataset:
                 self._read_back(dataset, checksums)
 
     def _profile(self, form: _Form) -> dict[str, Any]:
         position = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.has_transform else {})}
         return {
-            "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
+            "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
             "nodata": form.nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",
             "predictor": form.predictor, "bigtiff": "IF_SAFER", **position,
         }  # fmt: skip
@@ -171,7 +191,7 @@ def is_mask(output: Path) -> bool:
 def write_png(change: Path, path: Path) -> None:
     """Writes a change raster as a mask: 255 for changed pixels, else 0; raises StorageError if the disk refuses."""
     rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, change) as dataset:
         changed = dataset.read(1) == CHANGED
     with resumable_errors(path):
         write_mask(path, changed)

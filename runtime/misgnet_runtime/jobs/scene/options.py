@@ -98,7 +98,7 @@ class SceneOptions:
         self.check_values()
         if self.style and not self.styles(output):
             raise UsageError(f"--style is for GeoTIFFs; choose -o {output.stem}.tif")
-        paths = [path.resolve() for path in self.files(output).values()]
+        paths = [path.resolve() for path in self.outputs(output).values()]
         if len(set(paths)) < len(paths):
             raise UsageError("two outputs have the same name; give each its own name")
 
@@ -147,7 +147,7 @@ class SceneOptions:
             name: path.with_suffix(".qml") for name, path in rasters.items() if path and path.suffix.lower() != ".png"
         }
 
-    def files(self, output: Path) -> dict[str, Path]:
+    def outputs(self, output: Path) -> dict[str, Path]:
         """Returns all files to write, by option: the map ``output`` first, then the products, then the styles."""
         styles = {f"{name}_style": path for name, path in self.styles(output).items()}
         return {"output": output, **self.products(), **styles}

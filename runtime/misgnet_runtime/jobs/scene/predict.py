@@ -79,9 +79,9 @@ def predict_opened(
     of AFTER). If the caller moves the outputs, ``places`` are their final paths by option, which a STAC Item names.
     """
     options.check(output)
-    log = log.remembering()
+    log = log.remembering() if log.warnings is None else log
     check_libraries(vector=options.vector is not None, report=options.report is not None)
-    files = tuple(options.files(output).values())
+    files = tuple(options.outputs(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]
     dates = locate_dates((before, after), options.dates, options.remote)
     refuse_inputs(files, local_paths(*dates))

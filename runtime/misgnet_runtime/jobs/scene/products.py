@@ -19,7 +19,7 @@ from misgnet_runtime.raster.overview import SceneReader
 from misgnet_runtime.raster.polygons import Attributes, write_polygons
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.resolution import ground_steps
-from misgnet_runtime.raster.writer import Probabilities
+from misgnet_runtime.raster.writer import Coverage, Probabilities
 from misgnet_runtime.storage.atomic import resumable_errors
 
 _STYLES = {"output_style": styles.change_raster, "probability_style": styles.probability_raster}
@@ -32,6 +32,7 @@ class FinishedMap:
     pair: Pair  # both dates, open
     change: Path  # the change raster
     probabilities: Probabilities
+    coverage: Coverage
     facts: Facts
     places: Mapping[str, Path]  # final paths of all outputs, by option
 
@@ -70,13 +71,14 @@ def _changes(found: FinishedMap, paths: Mapping[str, Path]) -> Changes:
 
 
 def _write_pictures(found: FinishedMap, changes: Changes, paths: Mapping[str, Path]) -> None:
-    """Writes quick look and page, which show the same overview."""
+    """Writes quick look and page, which show the same overview: of the part of the scene that has data."""
     if not paths.keys() & {"quicklook", "report"}:
         return
     with ExitStack() as stack:
         change = stack.enter_context(open_geotiff(load_rasterio("a scene"), found.change))
         reader = SceneReader(found.pair, found.facts.inputs.scalings, change)
-        overview = reader.whole(MOST_PIXELS if "report" in paths else quicklook.MOST_PIXELS)
+        most = MOST_PIXELS if "report" in paths else quicklook.MOST_PIXELS
+        overview = reader.fitting(found.coverage.rows, found.coverage.columns, most)
         if path := paths.get("quicklook"):
             with resumable_errors(path):
                 quicklook.write_quicklook(path, overview.reduced(quicklook.MOST_PIXELS), _labels(found.facts))

@@ -27,6 +27,7 @@ from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.unreadable import Tally
 from misgnet_runtime.raster.writer import (
     Counts,
+    Coverage,
     MapWriter,
     Probabilities,
     is_mask,
@@ -144,7 +145,7 @@ def run_pair(
     if run.options.stac_item:
         check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
-    log = log.remembering(log.warnings or ())
+    log = log.remembering() if log.warnings is None else log
     raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
         if not journal.publishing:
@@ -158,9 +159,9 @@ def run_pair(
         if note := threshold_note(run.bundle, run.entry.name, run.threshold):
             log.info(note)
         work = compute(task)
-        valid = Probabilities(journal.path, grid.height, grid.width).valid_share()
-        _warn(run, tally, valid, log)
-        published = _publish(run, task, _tags(run, settings, tally, valid), log.warnings or ())
+        found = Probabilities(journal.path, grid.height, grid.width).coverage()
+        _warn(run, tally, found.share, log)
+        published = _publish(run, task, _tags(run, settings, tally, found.share), found, log.warnings or ())
         fetched = [raster.origin.take_fetched() for raster in (pair.before, pair.after)]
         return replace(
             _report(run, tally, work, published, resumed), fetched_bytes=sum(part.size for part in fetched),
@@ -209,13 +210,13 @@ class _Published:
     polygons: int | None  # None if not requested
 
 
-def _publish(run: Run, task: MapTask, tags: dict[str, str], warnings: Sequence[str]) -> _Published:
+def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, warnings: Sequence[str]) -> _Published:
     """Writes all outputs under temporary names and renames them when all are complete."""
     options, inputs, threshold = run.options, run.inputs, run.threshold
     probabilities = Probabilities(task.journal.path, inputs.grid.height, inputs.grid.width)
     writer = MapWriter(probabilities, inputs.grid, threshold, tags, options.cog)
     with staged(run.outputs) as paths:
-        by_name = dict(zip(options.files(run.outputs[0]), paths, strict=True))
+        by_name = dict(zip(options.outputs(run.outputs[0]), paths, strict=True))
         change = paths[0].with_name("change.tif") if is_mask(paths[0]) else paths[0]
         counts = writer.change(change)
         if change != paths[0]:
@@ -225,7 +226,7 @@ def _publish(run: Run, task: MapTask, tags: dict[str, str], warnings: Sequence[s
         facts = _facts(run, task.tally, tags, counts, warnings)
         places = dict(zip(by_name, run.outputs, strict=True)) | run.places
         found = FinishedMap(
-            pair=task.pair, change=change, probabilities=probabilities, facts=facts, places=places
+            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts, places=places
         )  # fmt: skip
         polygons = write_products(found, by_name)
         for date in (inputs.before, inputs.after):

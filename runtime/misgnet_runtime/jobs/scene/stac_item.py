@@ -31,8 +31,9 @@ _EXTENSIONS = {
 _GEOTIFF = "image/tiff; application=geotiff"
 # See misgnet_runtime.raster.writer.classify.
 _BANDS: dict[str, dict[str, Any]] = {
-    "output": {"data_type": "uint8", "nodata": 255}, "probability": {"data_type": "float32", "nodata": "nan"},
-}  # fmt: skip
+    "output": {"data_type": "uint8", "nodata": 255},
+    "probability": {"data_type": "float32", "nodata": "nan"},
+}
 _MULTIHASH = "1220"  # prefix of a SHA-256 of 32 bytes in hexadecimal
 _MEDIA = {
     ".fgb": "application/vnd.flatgeobuf", ".geojson": "application/geo+json",

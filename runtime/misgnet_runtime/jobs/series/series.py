@@ -100,7 +100,7 @@ def _check_names(reference: RasterFile, dates: Sequence[RasterFile], folder: Pat
     taken: dict[str, RasterFile] = {}
     for date in [*([reference] if options.consecutive else []), *dates]:
         change, scene = options.of_date(folder, date)
-        outputs = scene.files(change).values()
+        outputs = scene.outputs(change).values()
         refuse_inputs(outputs, inputs)
         for output in map(str, outputs):
             if output in taken:
@@ -182,7 +182,7 @@ class _Series:
         for warning in inputs.warnings():
             log.warning(f"{after.date.origin.name}: {warning}")
         change, options = self._options.of_date(self._folder, after.date.origin)
-        engine, outputs = self._engine, [*options.files(change).values()]
+        engine, outputs = self._engine, [*options.outputs(change).values()]
         run = Run(
             bundle=engine.bundle, inputs=inputs, options=options, outputs=outputs,
             interface=engine.detector.interface, entry=engine.entry, device=engine.device, streams=engine.streams,

@@ -61,7 +61,7 @@ class WatchOptions:
         if pair.kind == "image":
             return (f"{pair.name}_change.png",)
         change = Path(f"{pair.name}_change.tif")
-        _, *others = self.scene_options(pair.name, Path()).files(change).values()
+        _, *others = self.scene_options(pair.name, Path()).outputs(change).values()
         return *(path.name for path in others), change.name
 
     def scene_options(self, name: str, folder: Path) -> SceneOptions:
