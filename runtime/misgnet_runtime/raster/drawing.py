@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import atan2, cos, floor, hypot, log10, sin
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.ImageDraw import ImageDraw
 from PIL.ImageFont import FreeTypeFont, ImageFont
 
 from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.raster.resolution import Steps
+from misgnet_runtime.raster.tiling import Scalar
 
 Font = FreeTypeFont | ImageFont
 CHANGE_RED = 255, 0, 0
@@ -39,8 +41,10 @@ def hatched(image: Image, valid: Mask) -> Image:
     """Returns an 8-bit RGB image with stripes where it has no data; ``valid``: bool (h, w)."""
     if valid.all():
         return image
-    rows, columns = np.indices(valid.shape, sparse=True)
-    stripes = np.where((rows + columns) // _HATCH % 2, _HATCH_LIGHT, _HATCH_DARK).astype(np.uint8)
+    height, width = valid.shape
+    stripes = np.where((np.arange(height)[:, None] + np.arange(width)) // _HATCH % 2, _HATCH_LIGHT, _HATCH_DARK).astype(
+        np.uint8
+    )
     return np.where(valid[..., None], image, stripes[..., None])
 
 
@@ -51,7 +55,7 @@ def swatches(unit: float = 1) -> list[tuple[Image, str]]:
     return [(marked(grey, everywhere, 2), "changed"), (hatched(grey, nowhere), "no data in at least one date")]
 
 
-def enlarged(image: Image | Mask, factor: int) -> Image | Mask:
+def enlarged(image: NDArray[Scalar], factor: int) -> NDArray[Scalar]:
     """Returns (h, w) or (h, w, C) with each pixel repeated ``factor`` times along both axes."""
     return image if factor == 1 else image.repeat(factor, 0).repeat(factor, 1)
 

@@ -58,10 +58,8 @@ class SceneReader:
     scalings: tuple[Scaling, Scaling]
     change: Any  # rasterio's dataset
 
-    def whole(self, most: int) -> Overview:
-        """Reads the whole scene, with at most ``most`` pixels on its longer side."""
-        grid = self.pair.grid
-        rows, columns = Span(0, grid.height), Span(0, grid.width)
+    def fitting(self, rows: Span, columns: Span, most: int) -> Overview:
+        """Reads a window, with at most ``most`` pixels on its longer side."""
         return self.read(rows, columns, step_for(rows, columns, most))
 
     def read(self, rows: Span, columns: Span, step: int) -> Overview:
@@ -123,7 +121,7 @@ def _blocks(part: Span, whole: Span, step: int) -> slice:
 def _means(total: NDArray[np.uint64], count: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Returns rounded means of sums (h, w, C) over a number of pixels (h, w); 0 where there are none."""
     counted = np.maximum(count, 1)[..., None]
-    return (total + counted // 2) // counted
+    return np.asarray((total + counted // 2) // counted)
 
 
 def _summed(values: NDArray[Any], rows: Span, whole: Span, step: int) -> NDArray[np.uint64]:

@@ -20,14 +20,16 @@ _WHOLE = 0.999  # share of a pixel's bilinear weights that must be on valid pixe
 Read = Callable[[Span, Span], Values]
 
 
-def warped(rasterio: Any, dataset: Any, grid: Grid, *, add_alpha: bool) -> Any:
+def warped(rasterio: Any, dataset: Any, grid: Grid, nodata: float | None, *, add_alpha: bool) -> Any:
     """Returns ``dataset`` warped onto ``grid``, bilinear. One thread: GDAL before 3.12.1 warps wrongly with more.
 
-    ``add_alpha`` marks pixels that the raster does not cover, if it has no nodata value; five times slower.
+    ``nodata`` is the raster's nodata value, which the file itself need not state. ``add_alpha`` marks pixels that the
+    raster does not cover, if it has no nodata value; five times slower.
     """
+    stated = {} if nodata is None else {"src_nodata": nodata, "nodata": nodata}
     return rasterio.vrt.WarpedVRT(
         dataset, crs=grid.crs, transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
-        resampling=rasterio.enums.Resampling.bilinear, add_alpha=add_alpha,
+        resampling=rasterio.enums.Resampling.bilinear, add_alpha=add_alpha, **stated,
     )  # fmt: skip
 
 

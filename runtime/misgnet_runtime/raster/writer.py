@@ -33,6 +33,16 @@ _COUNTED = 1 << 22  # probabilities that are counted at once
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """The pixels of a map that have data."""
+
+    share: float  # of all pixels, 0 to 1
+    # The rows and columns around them; all if no pixel has data.
+    rows: Span
+    columns: Span
+
+
+@dataclass(frozen=True)
 class Probabilities:
     """The whole map on disk, float32 (``height``, ``width``); NaN: no data."""
 
@@ -44,17 +54,27 @@ class Probabilities:
         """Reads a window, float32 (h, w); raises InputError if the file is too short."""
         return np.array(self._mapped()[rows.start : rows.stop, columns.start : columns.stop])
 
-    def valid_share(self) -> float:
-        """Returns the share of pixels with data, 0 to 1; raises InputError if the file is too short."""
-        flat = self._mapped().reshape(-1)
-        parts = (flat[start : start + _COUNTED] for start in range(0, flat.size, _COUNTED))
-        return 1 - sum(int(np.count_nonzero(np.isnan(part))) for part in parts) / flat.size
+    def coverage(self) -> Coverage:
+        """Finds the pixels with data; raises InputError if the file is too short."""
+        mapped, count = self._mapped(), 0
+        rows, columns = np.zeros(self.height, np.bool_), np.zeros(self.width, np.bool_)
+        for part in Span(0, self.height).split(max(1, _COUNTED // self.width)):
+            valid = ~np.isnan(mapped[part.start : part.stop])
+            rows[part.start : part.stop] = valid.any(axis=1)
+            columns |= valid.any(axis=0)
+            count += int(np.count_nonzero(valid))
+        return Coverage(count / mapped.size, _extent(rows), _extent(columns))
 
     def _mapped(self) -> NDArray[np.float32]:
         try:
             return np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
+
+
+def _extent(found: NDArray[np.bool_]) -> Span:
+    places = np.flatnonzero(found)
+    return Span(int(places[0]), int(places[-1]) + 1) if len(places) else Span(0, len(found))
 
 
 @dataclass(frozen=True)

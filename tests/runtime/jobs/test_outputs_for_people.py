@@ -221,11 +221,11 @@ def test_equal_areas_are_numbered_from_top_to_bottom(run: Run, monkeypatch: pyte
 def test_series_watch_and_batch_name_page_and_styles_after_their_scene(tmp_path: Path) -> None:
     chosen = SeriesOptions(report=True, probability=True, scene=SceneOptions(style=True))
     change, options = chosen.of_date(tmp_path, LocalFile(tmp_path / "2021.tif"))
-    assert {path.name for path in options.files(change).values()} == {
+    assert {path.name for path in options.outputs(change).values()} == {
         "2021.tif", "2021.probability.tif", "2021.html", "2021.qml", "2021.probability.qml",
     }  # fmt: skip
     watched = WatchOptions(report=True, probability=True, scene=SceneOptions(style=True))
-    files = watched.scene_options("a", tmp_path).files(tmp_path / "a_change.tif").values()
+    files = watched.scene_options("a", tmp_path).outputs(tmp_path / "a_change.tif").values()
     assert {path.name for path in files} == {
         "a_change.tif", "a_probability.tif", "a_report.html", "a_change.qml", "a_probability.qml",
     }  # fmt: skip

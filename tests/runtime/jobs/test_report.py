@@ -115,7 +115,7 @@ def test_warnings_come_first(make: Make) -> None:
     clean = Parsed(make()).text
     assert "No warnings." in clean
     after = AFTER.copy()
-    after[:, :, 100:] = 0
+    after[:, :, 100:150] = 0
     found = Parsed(make(after, after, place={**PLACE, "nodata": 0})).text
     first = found.index("1 warning")
     assert "BEFORE and AFTER are" not in clean
@@ -195,9 +195,23 @@ def test_at_most_50_areas_are_listed_and_the_page_stays_below_its_limit(make: Ma
     assert len(text.encode()) < MOST_BYTES
     assert len([one for one in page.all("tr") if "data-box" in one]) == 50
     assert "The 50 largest are listed." in page.text
-    assert "2 x 2 pixels of the scene" in page.text
+    assert "a pixel stands for 2 x 2 pixels" in page.text
     (viewer,) = (one for one in page.all("div") if one.get("id") == "viewer")
     assert (viewer["data-width"], viewer["data-height"]) == ("700", "1050")
+
+
+def test_pictures_show_the_part_that_has_data(make: Make) -> None:
+    after = AFTER.copy()
+    after[:, :, :20] = 0
+    after[:, 200:] = 0
+    page = Parsed(make(after=after, place={**PLACE, "nodata": 0}))
+    (viewer,) = (one for one in page.all("div") if one.get("id") == "viewer")
+    assert (viewer["data-width"], viewer["data-height"]) == ("190", "200")
+    assert "rows 0 to 200 and columns 20 to 210, with all of its pixels" in page.text
+    (row,) = (one for one in page.all("tr") if "data-box" in one)
+    assert [float(share) for share in str(row["data-box"]).split(",")] == pytest.approx(
+        [15 / 190, 60 / 200, 70 / 190, 90 / 200], abs=1e-6
+    )
 
 
 def test_names_are_never_markup(make: Make) -> None:

@@ -50,6 +50,10 @@ def expected(rows: Span, columns: Span, step: int) -> tuple[np.ndarray, ...]:
     return tuple(np.array([[block[part] for block in row] for row in found]) for part in range(4))
 
 
+def whole(reader: SceneReader, most: int) -> Overview:
+    return reader.fitting(Span(0, H), Span(0, W), most)
+
+
 def check(found: Overview, rows: Span, columns: Span, step: int) -> None:
     before, after, valid, changed = expected(rows, columns, step)
     assert (found.before == before).all() and (found.after == after).all()
@@ -68,14 +72,14 @@ def test_blocks_are_means_of_valid_pixels(
 
 
 def test_an_overview_is_reduced_further(reader: SceneReader) -> None:
-    whole = reader.whole(1000)
-    assert whole.reduced(101) is whole
-    check(whole.reduced(15), Span(0, H), Span(0, W), 7)
-    assert whole.reduced(15).step == 7 and reader.whole(51).reduced(10).step == 12
+    found = whole(reader, 1000)
+    assert found.reduced(101) is found
+    check(found.reduced(15), Span(0, H), Span(0, W), 7)
+    assert found.reduced(15).step == 7 and whole(reader, 51).reduced(10).step == 12
 
 
 def test_an_overview_has_at_most_the_size_that_is_asked_for(reader: SceneReader) -> None:
     for most, shape in ((1000, (H, W)), (101, (H, W)), (100, (35, 51)), (10, (7, 10)), (1, (1, 1))):
-        found = reader.whole(most)
+        found = whole(reader, most)
         assert found.valid.shape == found.before.shape[:2] == shape
     assert step_for(Span(0, 8192), Span(0, 100), 2048) == 4

@@ -15,7 +15,8 @@ from misgnet_runtime.options import group, make, option, stated
 from misgnet_runtime.parsers import NO, YES
 
 _ENDINGS = {
-    "probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "report": ".html", "output": ".tif",
+    "probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "report": ".html",
+    "stac_item": ".json", "output": ".tif",
 }  # fmt: skip
 
 
@@ -33,7 +34,9 @@ class RowOptions:
     vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
     report: bool = option(False, help="Also write ID.html.", suffixes=(".html",), changes_output=True)
-    scene: SceneOptions = group(SceneOptions)
+    stac_item: bool = option(False, help="Also write ID.json.", suffixes=(".json",), changes_output=True)
+    # A row may not allow a network: --remote is an option of the command only.
+    scene: SceneOptions = group(SceneOptions, without=("remote",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,16 @@ class Scene:
     """A pair of rasters to process."""
 
     id: str
-    # Absolute paths.
-    before: Path
-    after: Path
+    # Absolute paths, or addresses as text.
+    before: Path | str
+    after: Path | str
     # Options of predict by column name, as text.
     words: Mapping[str, str]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The rasters that are local files."""
+        return [date for date in (self.before, self.after) if isinstance(date, Path)]
 
     def outputs(self) -> dict[str, str]:
         """Returns the output paths by option, relative to the output folder, the change raster last.
@@ -74,11 +82,13 @@ class Scene:
     def key(self, bundle: str) -> str:
         """Returns the SHA-256 of everything that the outputs depend on.
 
-        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files.
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files; of
+        a STAC Item also those of the files that it names; of what is on a server only the address, since nothing is
+        requested for a scene that is finished.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
-        dates = [(str(path), _stamp(path)) for path in (self.before, self.after)]
+        dates = [(str(path), _stamps(path)) for path in (self.before, self.after)]
         return hashlib.sha256(msgspec.json.encode((bundle, self.id, dates, words))).hexdigest()
 
 
@@ -102,6 +112,16 @@ def _file_name(option: str, word: str, name: str) -> str | None:
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} is '{word}'; choose a name that ends in {' or '.join(suffixes)}")
     return str(path)
+
+
+def _stamps(date: Path | str) -> object:
+    if isinstance(date, str):
+        return None
+    if date.suffix.lower() not in (".json", ".geojson"):
+        return _stamp(date)
+    from misgnet_runtime.raster.stac.locate import named_paths
+
+    return [_stamp(date), *((str(path), _stamp(path)) for path in named_paths(date))]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ import msgspec
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
-from misgnet_runtime.errors import EngineError, InputError, MisgnetError, StorageError
+from misgnet_runtime.errors import EngineError, InputError, MisgnetError, NetworkError, StorageError
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -29,6 +29,7 @@ from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.log import EventLog, collector
 from misgnet_runtime.options import stated
 from misgnet_runtime.raster.geotiff import load_rasterio
+from misgnet_runtime.raster.remote import NO_REMOTE, RemoteOptions
 from misgnet_runtime.storage.atomic import publish, resumable_errors, write_file
 from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.lock import try_acquire
@@ -53,6 +54,8 @@ class Setup:
     execution: ExecutionOptions = DEFAULT_EXECUTION
     # Signature policy; each worker checks the bundle against it before opening anything.
     trust: Trust | None = None
+    # Whether scenes may use a network.
+    remote: RemoteOptions = NO_REMOTE
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class SceneWorker:
         log, records = collector()
         try:
             return Outcome(self._do(task, log), warnings=_warnings(records))
-        except StorageError as error:
+        except (StorageError, NetworkError) as error:
             return Outcome(message=str(error), retry=True, warnings=_warnings(records))
         except EngineError as error:  # the engine may work after it is reopened
             self._close()
@@ -134,7 +137,7 @@ class SceneWorker:
         assert self._bundle is not None
         options, outputs = task.scene.options(), task.scene.outputs()
         for date, path in (("before", task.scene.before), ("after", task.scene.after)):
-            if not is_file(path):
+            if isinstance(path, Path) and not is_file(path):
                 raise InputError(
                     f"the {date} raster {path if path.name else '(empty cell)'} does not exist or is not a regular file"
                 )
@@ -155,8 +158,9 @@ class SceneWorker:
         products = {option: path for option, path in paths.items() if option in stated(SceneOptions)}
         report = predict_opened(
             self._bundle, lambda: nullcontext(opened), scene.before, scene.after, paths["output"],
-            options=replace(options, force=True, **products),  # type: ignore[arg-type]
+            options=replace(options, force=True, remote=self._setup.remote, **products),  # type: ignore[arg-type]
             log=log, name=scene.id,
+            places={option: self._setup.output / name for option, name in scene.outputs().items()},
         )  # fmt: skip
         write_file(paths["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
 

@@ -25,6 +25,7 @@ from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.reader import open_pair
 from misgnet_runtime.raster.source import RasterFile, local_paths
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
 
@@ -33,8 +34,8 @@ MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # the most that Pillow open
 
 def predict_scene_files(
     bundle: Path | Bundle,
-    before: RasterFile | Path,
-    after: RasterFile | Path,
+    before: RasterFile | Path | str,
+    after: RasterFile | Path | str,
     output: Path,
     options: SceneOptions | None = None,
     *,
@@ -59,8 +60,8 @@ def predict_scene_files(
 def predict_opened(
     bundle: Bundle,
     opening: Callable[[], AbstractContextManager[Opened]],
-    before: RasterFile | Path,
-    after: RasterFile | Path,
+    before: RasterFile | Path | str,
+    after: RasterFile | Path | str,
     output: Path,
     *,
     options: SceneOptions,
@@ -68,24 +69,26 @@ def predict_opened(
     progress: Progress | None = None,
     tags: Mapping[str, str] | None = None,
     name: str | None = None,
+    places: Mapping[str, Path] | None = None,
 ) -> SceneReport:
     """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine, in another thread.
 
     It does so while the pixels are inspected, after all other checks. For an engine that stays open for many scenes,
     ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and pictures
     are read from the same open file. ``tags`` are added to those of the outputs; ``name`` is the scene's (default: that
-    of AFTER).
+    of AFTER). If the caller moves the outputs, ``places`` are their final paths by option, which a STAC Item names.
     """
     options.check(output)
     log = log.remembering() if log.warnings is None else log
     check_libraries(vector=options.vector is not None, report=options.report is not None)
-    files = tuple(options.files(output).values())
+    files = tuple(options.outputs(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]
-    refuse_inputs(files, local_paths(before, after))
+    dates = locate_dates((before, after), options.dates, options.remote)
+    refuse_inputs(files, local_paths(*dates))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels
-    with open_pair(before, after, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
+    with open_pair(*dates, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
         inputs = inspect(pair, options)
         inputs.report(log)
         for raster in (pair.before, pair.after) if pair.after.source else (pair.before,):  # else both have one grid
@@ -97,7 +100,7 @@ def predict_opened(
             run = Run(
                 bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
                 entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
-                tuned_batch=detector.batch, tags=dict(tags or {}), name=name,
+                tuned_batch=detector.batch, tags=dict(tags or {}), name=name, places=dict(places or {}),
             )  # fmt: skip
             report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
         except KeyboardInterrupt:

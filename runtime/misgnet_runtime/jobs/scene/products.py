@@ -1,4 +1,4 @@
-"""Writes the outputs of a finished map that people look at: polygons, quick look, page and styles."""
+"""Writes the outputs of a finished map besides rasters: polygons, quick look, page, styles and STAC Item."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from misgnet_runtime.formatting import format_change
 from misgnet_runtime.jobs.scene.report.content import LISTED, Facts, page_of, shown_date
 from misgnet_runtime.jobs.scene.report.page import render
 from misgnet_runtime.jobs.scene.report.pictures import MOST_PIXELS, make_pictures
+from misgnet_runtime.jobs.scene.stac_item import write_stac_item
 from misgnet_runtime.raster import quicklook, styles
 from misgnet_runtime.raster.changes import Changes, find_changes
 from misgnet_runtime.raster.geotiff import load_rasterio, open_geotiff
@@ -18,7 +19,7 @@ from misgnet_runtime.raster.overview import SceneReader
 from misgnet_runtime.raster.polygons import Attributes, write_polygons
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.resolution import ground_steps
-from misgnet_runtime.raster.writer import Probabilities
+from misgnet_runtime.raster.writer import Coverage, Probabilities
 from misgnet_runtime.storage.atomic import resumable_errors
 
 _STYLES = {"output_style": styles.change_raster, "probability_style": styles.probability_raster}
@@ -31,7 +32,9 @@ class FinishedMap:
     pair: Pair  # both dates, open
     change: Path  # the change raster
     probabilities: Probabilities
+    coverage: Coverage
     facts: Facts
+    places: Mapping[str, Path]  # final paths of all outputs, by option
 
 
 def write_products(found: FinishedMap, paths: Mapping[str, Path]) -> int | None:
@@ -53,6 +56,9 @@ def write_products(found: FinishedMap, paths: Mapping[str, Path]) -> int | None:
         )  # fmt: skip
         write_polygons(path, changes.listed, inputs.grid, about, options.simplify)
     _write_pictures(found, changes, paths)
+    if path := paths.get("stac_item"):
+        with resumable_errors(path):
+            write_stac_item(path, found.facts, paths, found.places)
     return changes.count if "vector" in paths else None
 
 
@@ -65,13 +71,14 @@ def _changes(found: FinishedMap, paths: Mapping[str, Path]) -> Changes:
 
 
 def _write_pictures(found: FinishedMap, changes: Changes, paths: Mapping[str, Path]) -> None:
-    """Writes quick look and page, which show the same overview."""
+    """Writes quick look and page, which show the same overview: of the part of the scene that has data."""
     if not paths.keys() & {"quicklook", "report"}:
         return
     with ExitStack() as stack:
         change = stack.enter_context(open_geotiff(load_rasterio("a scene"), found.change))
         reader = SceneReader(found.pair, found.facts.inputs.scalings, change)
-        overview = reader.whole(MOST_PIXELS if "report" in paths else quicklook.MOST_PIXELS)
+        most = MOST_PIXELS if "report" in paths else quicklook.MOST_PIXELS
+        overview = reader.fitting(found.coverage.rows, found.coverage.columns, most)
         if path := paths.get("quicklook"):
             with resumable_errors(path):
                 quicklook.write_quicklook(path, overview.reduced(quicklook.MOST_PIXELS), _labels(found.facts))

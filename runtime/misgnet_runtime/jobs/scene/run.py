@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from misgnet_runtime.jobs.scene.inputs import Date, Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.products import FinishedMap, write_products
 from misgnet_runtime.jobs.scene.report.content import Facts
+from misgnet_runtime.jobs.scene.stac_item import check_described
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
@@ -26,6 +27,7 @@ from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.unreadable import Tally
 from misgnet_runtime.raster.writer import (
     Counts,
+    Coverage,
     MapWriter,
     Probabilities,
     is_mask,
@@ -57,6 +59,8 @@ class SceneReport:
     valid_share: float
     unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
+    fetched_bytes: int = 0  # over a network, of both dates
+    requests: int = 0
 
     def lines(self, output: Path) -> list[str]:
         """Returns the report as lines of text."""
@@ -70,6 +74,8 @@ class SceneReport:
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
+        if self.requests:
+            found.append(f"fetched {self.fetched_bytes / 2**20:,.1f} MiB in {plural(self.requests, 'request')}")
         return found
 
 
@@ -90,6 +96,7 @@ class Run:
     features: list[str] = field(default_factory=list)  # digests of the stored features that are compared
     tuned_batch: int | None = None  # tiles per inference call unless the options state a number
     name: str | None = None  # the scene's name; None: the name of AFTER, without its ending
+    places: dict[str, Path] = field(default_factory=dict)  # by option, where the caller moves outputs; else they stay
 
     @property
     def overlap(self) -> int:
@@ -135,6 +142,8 @@ def run_pair(
         UsageError: An output exists, or the saved progress belongs to another run.
         UnreadableError: More of a date is unreadable than the options allow; nothing is published.
     """
+    if run.options.stac_item:
+        check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
     log = log.remembering() if log.warnings is None else log
     raw = raw_map(grid.height, grid.width)
@@ -150,10 +159,14 @@ def run_pair(
         if note := threshold_note(run.bundle, run.entry.name, run.threshold):
             log.info(note)
         work = compute(task)
-        valid = Probabilities(journal.path, grid.height, grid.width).valid_share()
-        _warn(run, tally, valid, log)
-        published = _publish(run, task, _tags(run, settings, tally, valid), log.warnings or ())
-        return _report(run, tally, work, published, resumed)
+        found = Probabilities(journal.path, grid.height, grid.width).coverage()
+        _warn(run, tally, found.share, log)
+        published = _publish(run, task, _tags(run, settings, tally, found.share), found, log.warnings or ())
+        fetched = [raster.origin.take_fetched() for raster in (pair.before, pair.after)]
+        return replace(
+            _report(run, tally, work, published, resumed), fetched_bytes=sum(part.size for part in fetched),
+            requests=sum(part.requests for part in fetched),
+        )  # fmt: skip
 
 
 def _warn(run: Run, tally: Tally, valid: float, log: EventLog) -> None:
@@ -197,13 +210,13 @@ class _Published:
     polygons: int | None  # None if not requested
 
 
-def _publish(run: Run, task: MapTask, tags: dict[str, str], warnings: Sequence[str]) -> _Published:
+def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, warnings: Sequence[str]) -> _Published:
     """Writes all outputs under temporary names and renames them when all are complete."""
     options, inputs, threshold = run.options, run.inputs, run.threshold
     probabilities = Probabilities(task.journal.path, inputs.grid.height, inputs.grid.width)
     writer = MapWriter(probabilities, inputs.grid, threshold, tags, options.cog)
     with staged(run.outputs) as paths:
-        by_name = dict(zip(options.files(run.outputs[0]), paths, strict=True))
+        by_name = dict(zip(options.outputs(run.outputs[0]), paths, strict=True))
         change = paths[0].with_name("change.tif") if is_mask(paths[0]) else paths[0]
         counts = writer.change(change)
         if change != paths[0]:
@@ -211,7 +224,10 @@ def _publish(run: Run, task: MapTask, tags: dict[str, str], warnings: Sequence[s
         if path := by_name.get("probability"):
             writer.probability(path)
         facts = _facts(run, task.tally, tags, counts, warnings)
-        found = FinishedMap(pair=task.pair, change=change, probabilities=probabilities, facts=facts)
+        places = dict(zip(by_name, run.outputs, strict=True)) | run.places
+        found = FinishedMap(
+            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts, places=places
+        )  # fmt: skip
         polygons = write_products(found, by_name)
         for date in (inputs.before, inputs.after):
             date.check_unchanged()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # Fields of SceneOptions that do not affect one date's features.
 OF_MAPS = (
-    "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook", "report", "style",
+    "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook", "report",
+    "stac_item", "style",
 )  # fmt: skip
 _DATES = {"before_": "the first date", "after_": "all later dates"}
 
@@ -41,6 +42,9 @@ class SeriesOptions:
     report: bool = option(
         False, help="Also write a page about both dates and the change, DATE.html.", panel=OUTPUT_PANEL
     )
+    stac_item: bool = option(
+        False, help="Also write a STAC Item that describes all outputs of a date, DATE.json.", panel=OUTPUT_PANEL
+    )
     scene: SceneOptions = group(
         SceneOptions,
         help={
@@ -64,6 +68,7 @@ class SeriesOptions:
         return folder / f"{date.stem}.tif", replace(
             self.scene, probability=named(self.probability, ".probability.tif"), vector=named(self.vector, ".gpkg"),
             quicklook=named(self.quicklook, ".png"), report=named(self.report, ".html"),
+            stac_item=named(self.stac_item, ".json"),
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import can_resume, discard_progress, was_renamed
-from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair, warn_of_resolution
+from misgnet_runtime.jobs.scene.inputs import Date, check_readable, inspect_pair, warn_of_resolution
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
@@ -33,7 +33,8 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.reader import Pair, Raster, open_raster
-from misgnet_runtime.raster.source import RasterFile, as_source, local_paths
+from misgnet_runtime.raster.source import RasterFile, local_paths
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.storage.atomic import refuse_inputs
 
 
@@ -59,8 +60,8 @@ class _Comparison:
 
 def run_series(
     bundle_path: Path,
-    reference: RasterFile | Path,
-    dates: Sequence[RasterFile | Path],
+    reference: RasterFile | Path | str,
+    dates: Sequence[RasterFile | Path | str],
     folder: Path,
     *,
     options: SeriesOptions,
@@ -77,7 +78,9 @@ def run_series(
     :func:`predict_scene_files`.
     """
     folder = Path(os.path.realpath(folder))
-    first, later = as_source(reference), [as_source(date) for date in dates]
+    about_first, about_later = options.scene.dates
+    about = [about_first, *[about_later] * len(dates)]
+    first, *later = locate_dates([reference, *dates], about, options.scene.remote)
     _check_names(first, later, folder, options)
     options.scene.check_values()
     check_libraries(vector=options.vector, report=options.report)
@@ -97,12 +100,17 @@ def _check_names(reference: RasterFile, dates: Sequence[RasterFile], folder: Pat
     taken: dict[str, RasterFile] = {}
     for date in [*([reference] if options.consecutive else []), *dates]:
         change, scene = options.of_date(folder, date)
-        outputs = scene.files(change).values()
+        outputs = scene.outputs(change).values()
         refuse_inputs(outputs, inputs)
         for output in map(str, outputs):
             if output in taken:
                 raise UsageError(f"{taken[output]} and {date} would both be written to {output}; rename one of them")
             taken[output] = date
+
+
+def _log_pixels(date: Date, log: EventLog) -> None:
+    for line in date.lines():
+        log.info(f"{date.origin.name}: {line}")
 
 
 class _Series:
@@ -137,7 +145,7 @@ class _Series:
         """Returns the comparisons to run; records the failure of each date that cannot be compared."""
         found = []
         first, shared = inspect_encoding(self._engine, self._reference, self._options.scene), self._log.remembering()
-        self._log.info(f"{first.date.origin.name}: {first.date.scaling}")
+        _log_pixels(first.date, self._log)
         self._warn_of_resolution(self._reference, shared)
         before: Encoding | None = first
         for source in dates:
@@ -145,7 +153,7 @@ class _Series:
             with self._noted(source), self._opened(before or first, source) as pair:
                 after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
                 log = self._log.remembering(shared.warnings or ())
-                log.info(f"{source.name}: {after.date.scaling}")
+                _log_pixels(after.date, log)
                 if pair.after.source:  # else it has the reference's grid
                     self._warn_of_resolution(pair.after, log)
                 if before is None:
@@ -174,7 +182,7 @@ class _Series:
         for warning in inputs.warnings():
             log.warning(f"{after.date.origin.name}: {warning}")
         change, options = self._options.of_date(self._folder, after.date.origin)
-        engine, outputs = self._engine, [*options.files(change).values()]
+        engine, outputs = self._engine, [*options.outputs(change).values()]
         run = Run(
             bundle=engine.bundle, inputs=inputs, options=options, outputs=outputs,
             interface=engine.detector.interface, entry=engine.entry, device=engine.device, streams=engine.streams,

@@ -48,7 +48,7 @@ class WatchOptions:
     quicklook: bool = option(False, help="Also write NAME_quicklook.png.", changes_output=True)
     report: bool = option(False, help="Also write NAME_report.html.", changes_output=True, omit_default=True)
     # How pairs of GeoTIFFs are processed.
-    scene: SceneOptions = group(SceneOptions, without=("restart",), fixed={"force": True})
+    scene: SceneOptions = group(SceneOptions, without=("restart", "remote"), fixed={"force": True})
 
     def check(self) -> None:
         """Raises UsageError for invalid values, so that no pair fails because of them."""
@@ -61,7 +61,7 @@ class WatchOptions:
         if pair.kind == "image":
             return (f"{pair.name}_change.png",)
         change = Path(f"{pair.name}_change.tif")
-        _, *others = self.scene_options(pair.name, Path()).files(change).values()
+        _, *others = self.scene_options(pair.name, Path()).outputs(change).values()
         return *(path.name for path in others), change.name
 
     def scene_options(self, name: str, folder: Path) -> SceneOptions:

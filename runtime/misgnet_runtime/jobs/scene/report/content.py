@@ -62,7 +62,6 @@ class Facts:
     valid_share: float
     unreadable: tuple[float, float]  # shares of the pixels of both dates
     warnings: Sequence[str]
-    more: Sequence[tuple[str, str]] = ()  # further lines of the summary: (label, value)
 
 
 def page_of(facts: Facts, changes: Changes, pictures: Pictures) -> Page:
@@ -79,11 +78,11 @@ def page_of(facts: Facts, changes: Changes, pictures: Pictures) -> Page:
         size=pictures.size, before=pictures.before, after=pictures.after, overlay=pictures.overlay,
         captions=(_named(dates[0]), _named(dates[1])),
         has_nodata=pictures.has_nodata,
-        resolution=_resolution(pictures.step),
+        resolution=_resolution(pictures, facts.inputs.grid),
         areas=_areas(changes, facts),
         columns=columns,
         changes=[
-            Row(box=_box(change, facts.inputs.grid), cells=texts, pictures=pair) for change, texts, pair in rows
+            Row(box=_box(change, pictures), cells=texts, pictures=pair) for change, texts, pair in rows
         ],
         software=facts.tags["MISGNET_SOFTWARE"],
     )  # fmt: skip
@@ -132,7 +131,7 @@ def _summary(facts: Facts, changes: Changes) -> list[tuple[str, str]]:
     if inputs.shift:
         rows, columns = inputs.shift
         found.append(("Offset of after from before, estimated", f"{rows:+.1f} rows, {columns:+.1f} columns"))
-    return [*found, *facts.more]
+    return found
 
 
 def _share(changed: float | None) -> str:
@@ -182,10 +181,16 @@ def _text(value: Any) -> str:
     return value.name if isinstance(value, Path) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _resolution(step: int) -> str:
-    if step == 1:
-        return "The pictures have all pixels of the scene."
-    return f"Each pixel of the pictures stands for {step} x {step} pixels of the scene; small pictures have all pixels."
+def _resolution(pictures: Pictures, grid: Grid) -> str:
+    rows, columns, step = pictures.rows, pictures.columns, pictures.step
+    if (rows.length, columns.length) == (grid.height, grid.width):
+        part = "The pictures show the whole scene"
+    else:
+        part = (
+            f"The pictures show the part of the scene that has data, rows {rows.start:,} to {rows.stop:,} and columns "
+            f"{columns.start:,} to {columns.stop:,}"
+        )
+    return f"{part}, with all of its pixels." if step == 1 else f"{part}; a pixel stands for {step} x {step} pixels."
 
 
 def _areas(changes: Changes, facts: Facts) -> str:
@@ -197,9 +202,13 @@ def _areas(changes: Changes, facts: Facts) -> str:
     return f"{plural(changes.count, 'changed area')}{least}.{listed}"
 
 
-def _box(change: Change, grid: Grid) -> tuple[float, float, float, float]:
+def _box(change: Change, pictures: Pictures) -> tuple[float, float, float, float]:
     left, top, right, bottom = change.outline.bounds
-    return left / grid.width, top / grid.height, (right - left) / grid.width, (bottom - top) / grid.height
+    rows, columns = pictures.rows, pictures.columns
+    return (
+        (left - columns.start) / columns.length, (top - rows.start) / rows.length, (right - left) / columns.length,
+        (bottom - top) / rows.length,
+    )  # fmt: skip
 
 
 def _table(changes: list[Change], grid: Grid) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -27,7 +27,7 @@ class Picture:
 class Row:
     """A changed area in the table."""
 
-    box: tuple[float, float, float, float]  # left, top, width and height, as shares of the scene
+    box: tuple[float, float, float, float]  # left, top, width and height, as shares of the pictures
     cells: tuple[str, ...]  # in the order of the columns
     pictures: tuple[Picture, Picture]  # before and after
 

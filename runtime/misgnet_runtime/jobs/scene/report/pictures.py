@@ -31,6 +31,8 @@ class Pictures:
     """All pictures of a page."""
 
     size: tuple[int, int]  # width and height of both dates, in pixels
+    rows: Span  # of the scene, in both dates
+    columns: Span
     step: int  # pixels of the scene per pixel
     before: Picture
     after: Picture
@@ -50,8 +52,8 @@ def make_pictures(reader: SceneReader, overview: Overview, changes: list[Change]
     before, after = _fitting((dates[0], dates[1]), room)
     height, width = overview.valid.shape
     return Pictures(
-        size=(width, height), step=overview.step, before=before, after=after, overlay=overlay, changes=thumbnails,
-        has_nodata=not overview.valid.all(),
+        size=(width, height), rows=overview.rows, columns=overview.columns, step=overview.step, before=before,
+        after=after, overlay=overlay, changes=thumbnails, has_nodata=not overview.valid.all(),
     )  # fmt: skip
 
 
