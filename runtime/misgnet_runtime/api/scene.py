@@ -47,7 +47,7 @@ def predict_scene(
             bundle, lambda: nullcontext(opened), first, second, change, options=options, log=log, progress=progress
         )
         return SceneResult(
-            files=options.files(change), report=report, warnings=log.warnings or (), resources=kept.pop_all()
+            files=options.outputs(change), report=report, warnings=log.warnings or (), resources=kept.pop_all()
         )  # fmt: skip
 
 
