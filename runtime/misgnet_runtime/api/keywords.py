@@ -42,7 +42,7 @@ def _converted(option: Stated, value: Any) -> Any:
         if isinstance(value, str):
             return value
         if any(get_origin(one) is tuple for one in (option.type, *get_args(option.type))):
-            items = [value] if isinstance(value, (int, float)) else list(value)
+            items: list[Any] = [value] if isinstance(value, (int, float)) else list(value)
             if items and all(isinstance(item, str) for item in items):
                 return ",".join(items)  # parsed as the same text on the command line
             return tuple(map(convert, items))
