@@ -28,6 +28,7 @@ from misgnet_runtime.raster.geotiff import (
 )
 from misgnet_runtime.raster.metadata import band_metadata, check_interpretation
 from misgnet_runtime.raster.scaling import choose_bands
+from misgnet_runtime.raster.source import LocalFile
 from misgnet_runtime.raster.tiling import Cell, Span, cut
 from misgnet_runtime.raster.unreadable import Blocks
 from misgnet_runtime.storage.snapshot import Snapshot
@@ -169,7 +170,7 @@ def _check_kind(dataset: Any, is_label: bool) -> None:
 
 def _check_meaning(dataset: Any) -> None:
     """Raises InputError if the metadata of a date does not describe 8-bit red, green and blue in this order."""
-    check_interpretation(dataset, Path(dataset.name))
+    check_interpretation(dataset, LocalFile(Path(dataset.name)))
     colours = [colour.name for colour in dataset.colorinterp]
     if choose_bands(Declared(), colours, 4, dataset.name) != (1, 2, 3):
         raise InputError(
@@ -212,7 +213,7 @@ def _check_written(path: Path, dataset: Any) -> None:
 
     An interrupted writer leaves such blocks, and GDAL reads them as zeros. With a nodata value they are nodata.
     """
-    blocks = Blocks.of(path, dataset)
+    blocks = Blocks.of(LocalFile(path), dataset)
     count = int(blocks.tiff.image.absent.sum())
     if count and not blocks.nodata:
         raise UnreadableError(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.geotiff import is_georeferencing
-from misgnet_runtime.raster.tiff import ORIENTATION, PHOTOMETRIC, read_header
+from misgnet_runtime.raster.source import RasterFile
+from misgnet_runtime.raster.tiff import ORIENTATION, PHOTOMETRIC, header_of
 
 RGB = ("red", "green", "blue")
 UNSTATED = ("gray", "undefined")  # GDAL's colour of bands that the file does not describe
@@ -73,7 +73,7 @@ def band_metadata(dataset: Any, bands: tuple[int, ...], colours: Sequence[str]) 
     )
 
 
-def check_interpretation(dataset: Any, path: Path) -> None:
+def check_interpretation(dataset: Any, source: RasterFile) -> None:
     """Checks a file for metadata that this project does not apply to stored pixels.
 
     Raises:
@@ -81,33 +81,34 @@ def check_interpretation(dataset: Any, path: Path) -> None:
             georeferenced only by ground control points or RPCs, are complex numbers or of several types, or the file
             contains several images.
     """
-    header = read_header(path)
+    with source.open() as file:
+        header = header_of(file, source)
     if header.pages > 1:
         raise InputError(
-            f"raster {path} contains {header.pages} images, and only the first would be read; write the one to use to "
-            f"its own file: gdal_translate GTIFF_DIR:1:{path.name} ..."
+            f"raster {source} contains {header.pages} images, and only the first would be read; write the one to use "
+            f"to its own file: gdal_translate GTIFF_DIR:1:{source.name} ..."
         )
     if (turned := header.number(ORIENTATION, 1)) != 1:
         raise InputError(
-            f"raster {path} has orientation {turned} in its TIFF tags, which GDAL does not apply; rotate its pixels to "
-            "orientation 1 (top left) and remove the tag"
+            f"raster {source} has orientation {turned} in its TIFF tags, which GDAL does not apply; rotate its pixels "
+            "to orientation 1 (top left) and remove the tag"
         )
     photometric = header.number(PHOTOMETRIC, 1)
     if photometric in _REFUSED:
         what, advice = _REFUSED[photometric]
-        raise InputError(f"raster {path} contains {what}, not brightness of red, green and blue; {advice}")
+        raise InputError(f"raster {source} contains {what}, not brightness of red, green and blue; {advice}")
     if photometric == 6 and [colour.name for colour in dataset.colorinterp[:3]] != list(RGB):
-        raise InputError(f"raster {path} contains YCbCr colours that GDAL does not convert; convert it to RGB")
-    _check_transform(dataset, path)
-    _check_types(dataset, path)
+        raise InputError(f"raster {source} contains YCbCr colours that GDAL does not convert; convert it to RGB")
+    _check_transform(dataset, source)
+    _check_types(dataset, source)
 
 
-def _check_types(dataset: Any, path: Path) -> None:
+def _check_types(dataset: Any, source: RasterFile) -> None:
     if kinds := {dtype for dtype in dataset.dtypes if np.dtype(_numpy_name(dtype)).kind not in "uif"}:
-        raise InputError(f"raster {path} contains {' and '.join(sorted(kinds))}; convert its values to real numbers")
+        raise InputError(f"raster {source} contains {' and '.join(sorted(kinds))}; convert its values to real numbers")
     if len(set(dataset.dtypes)) > 1:
         raise InputError(
-            f"raster {path} mixes {' and '.join(sorted(set(dataset.dtypes)))}; convert its bands to one data type"
+            f"raster {source} mixes {' and '.join(sorted(set(dataset.dtypes)))}; convert its bands to one data type"
         )
 
 
@@ -115,19 +116,19 @@ def _numpy_name(dtype: str) -> str:
     return "complex64" if dtype.startswith("complex") else dtype
 
 
-def _check_transform(dataset: Any, path: Path) -> None:
+def _check_transform(dataset: Any, source: RasterFile) -> None:
     """Raises InputError if the transform is invalid, or if the raster is georeferenced by other means only."""
     transform = dataset.transform
     if not is_georeferencing(transform) and not transform.is_identity:
-        raise InputError(f"raster {path} has the transform {tuple(transform)[:6]}, which has no inverse")
+        raise InputError(f"raster {source} has the transform {tuple(transform)[:6]}, which has no inverse")
     if not all(map(isfinite, (*transform, *~transform))):
-        raise InputError(f"raster {path} has the transform {tuple(transform)[:6]}, which is not finite")
+        raise InputError(f"raster {source} has the transform {tuple(transform)[:6]}, which is not finite")
     if is_georeferencing(transform):
         return
     kind = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.rpcs is not None else None
     if kind:
         raise InputError(
-            f"raster {path} is georeferenced by {kind} instead of a transform; warp both dates to one grid first: "
+            f"raster {source} is georeferenced by {kind} instead of a transform; warp both dates to one grid first: "
             f"gdalwarp {'-rpc ' if kind == 'RPCs' else ''}-t_srs EPSG:..., which writes a transform"
         )
 

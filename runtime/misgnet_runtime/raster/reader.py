@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,27 +15,18 @@ from numpy.typing import NDArray
 from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.pixels import RGB8, PixelFormat
-from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio, open_geotiff
+from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio
 from misgnet_runtime.raster.grid import Grid, check_overlap, check_same
 from misgnet_runtime.raster.metadata import check_interpretation
 from misgnet_runtime.raster.scaling import Scaling
+from misgnet_runtime.raster.source import RasterFile, as_source
 from misgnet_runtime.raster.tiff import may_be_tiff
-from misgnet_runtime.raster.tiff_blocks import read_blocks
+from misgnet_runtime.raster.tiff_blocks import blocks_of
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Blocks, UnreadableBlock, Values
 from misgnet_runtime.raster.warping import Warping, warped
-from misgnet_runtime.storage.files import is_file
-from misgnet_runtime.storage.snapshot import FileStamp
 
 _MOST_WARPED_BANDS = 8
-
-
-def stamp_of(path: Path) -> FileStamp:
-    """Returns the state of a raster's file; raises InputError if it was removed."""
-    try:
-        return FileStamp.of(path)
-    except OSError as error:
-        raise InputError(f"raster {path} can no longer be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Raster:
     date: str  # "before" or "after"
     dataset: Any  # rasterio's dataset; warped if the date is read on another grid than that of its file
     alpha: int | None  # the alpha band (from 1)
-    stamp: FileStamp  # state of the file when it was opened
+    state: Hashable  # of the file when it was opened
     blocks: Blocks  # of the file when it was opened
     colours: tuple[str, ...]  # GDAL's names, cached: after a failed read, rasterio's colorinterp raises its error again
     options: Mapping[str, Any]  # GDAL's options, with which it was opened
@@ -66,8 +57,9 @@ class Raster:
     source: Raster | None = None  # the file's own raster, if ``dataset`` is warped
 
     @property
-    def path(self) -> Path:
-        return self.blocks.path
+    def origin(self) -> RasterFile:
+        """What it is read from."""
+        return self.blocks.source
 
     def in_thread(self) -> AbstractContextManager[Any]:
         """Returns a context with GDAL's options, which are per thread, for threads that did not open the raster."""
@@ -81,7 +73,7 @@ class Raster:
 
     @property
     def name(self) -> str:
-        return str(self.file.name)
+        return str(self.origin)
 
     def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
         """Reads a window: stored values (B, h, w), their validity, bool (h, w), and blocks that failed to decode.
@@ -193,7 +185,9 @@ def neutralised(image: Image, valid: Mask, neutral: tuple[int, ...]) -> Image:
 
 
 @contextmanager
-def open_pair(before: Path, after: Path, *, align: bool, pixels: PixelFormat = RGB8) -> Iterator[Pair]:
+def open_pair(
+    before: RasterFile | Path, after: RasterFile | Path, *, align: bool, pixels: PixelFormat = RGB8
+) -> Iterator[Pair]:
     """Opens both rasters and checks their headers; their values are converted to ``pixels``.
 
     Both must have the same grid; with ``align``, AFTER is warped onto the grid of BEFORE as it is read. Raises as
@@ -207,12 +201,12 @@ def open_pair(before: Path, after: Path, *, align: bool, pixels: PixelFormat = R
 
 @contextmanager
 def open_raster(
-    path: Path, date: str, grid: Grid | None = None, *, align: bool = False, pixels: PixelFormat = RGB8
+    given: RasterFile | Path, date: str, grid: Grid | None = None, *, align: bool = False, pixels: PixelFormat = RGB8
 ) -> Iterator[Raster]:
     """Opens one date.
 
     Args:
-        path: A GeoTIFF.
+        given: A GeoTIFF.
         date: "before" or "after".
         grid: The grid it must have, or is warped onto (default: any).
         align: Warp it onto ``grid`` (bilinear) as it is read.
@@ -226,15 +220,15 @@ def open_raster(
     rasterio = load_rasterio("a scene")
     held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # needed by the other date
     with rasterio.Env(**GDAL), ExitStack() as stack:
-        if not is_file(path):
-            raise InputError(f"raster {path} does not exist")
-        stamp = stamp_of(path)
-        dataset = stack.enter_context(_checked(rasterio, path))
+        source = as_source(given)
+        source.require()
+        state = source.state()
+        dataset = stack.enter_context(_checked(rasterio, source))
         options = {**GDAL, "GDAL_CACHEMAX": max(held, cache_for(dataset))}
         stack.enter_context(rasterio.Env(**options))
         colours = _colours(dataset)
         raster = Raster(
-            date=date, dataset=dataset, alpha=_alpha(colours), stamp=stamp, blocks=Blocks.of(path, dataset),
+            date=date, dataset=dataset, alpha=_alpha(colours), state=state, blocks=Blocks.of(source, dataset),
             colours=colours, options=options, pixels=pixels,
         )  # fmt: skip
         if grid is not None and align:
@@ -247,20 +241,21 @@ def open_raster(
         yield raster
 
 
-def _checked(rasterio: Any, path: Path) -> Any:
-    dataset = _opened(rasterio, path)
+def _checked(rasterio: Any, source: RasterFile) -> Any:
+    dataset = _opened(rasterio, source)
     check_memory(dataset, 0, "a window")
-    check_interpretation(dataset, path)
+    check_interpretation(dataset, source)
     return dataset
 
 
-def _opened(rasterio: Any, path: Path) -> Any:
+def _opened(rasterio: Any, source: RasterFile) -> Any:
     try:
-        return open_geotiff(rasterio, path)
+        return source.dataset(rasterio)
     except InputError as error:
         try:
-            if may_be_tiff(path):
-                read_blocks(path)
+            with source.open() as file:
+                if may_be_tiff(file):
+                    blocks_of(file, source)
         except UnreadableError as reason:
             raise UnreadableError(f"{error}; {reason}") from error
         raise

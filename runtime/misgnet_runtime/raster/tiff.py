@@ -79,15 +79,17 @@ class TiffHeader:
 def is_tiff(path: Path) -> bool:
     """Returns whether a file starts like a TIFF; False if it cannot be read or is not a regular file."""
     try:
-        return is_file(path) and path.stat().st_size >= _HEADER and may_be_tiff(path)
+        if not is_file(path) or path.stat().st_size < _HEADER:
+            return False
+        with opened(path) as file:
+            return may_be_tiff(file)
     except (InputError, OSError):
         return False
 
 
-def may_be_tiff(path: Path) -> bool:
-    """Returns whether a file starts like a TIFF or is too short to decide; raises InputError if it cannot be read."""
-    with opened(path) as file:
-        start = file.read(4)
+def may_be_tiff(file: BinaryIO) -> bool:
+    """Returns whether an open file starts like a TIFF or is too short to decide."""
+    start = file.read(4)
     return any(known.startswith(start) for known in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
 
@@ -98,7 +100,12 @@ def read_header(path: Path) -> TiffHeader:
         InputError: The file cannot be read, is not a TIFF, is incomplete, or has too many directories.
     """
     with path.open("rb") as file:
-        return _HeaderReader(file, path).header()
+        return header_of(file, path)
+
+
+def header_of(file: BinaryIO, name: object) -> TiffHeader:
+    """Same as :func:`read_header`, of an open file whose text ``name`` appears in messages."""
+    return _HeaderReader(file, name).header()
 
 
 def opened(path: Path) -> BinaryIO:
@@ -115,8 +122,8 @@ class TiffReader:
     Raises UnreadableError for data beyond the end of the file, and InputError if the file is not a TIFF.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self.path = file, path
+    def __init__(self, file: BinaryIO, name: object) -> None:
+        self._file, self.name = file, name
         self.size = file.seek(0, os.SEEK_END)
         start = self.bytes_at(0, 8, "header")
         self._order = "<" if start[:2] == b"II" else ">"
@@ -179,26 +186,26 @@ class TiffReader:
             self._file.seek(at)
             content = self._file.read(count)
         except (OSError, OverflowError) as error:
-            raise InputError(f"raster {self.path} cannot be read: {error}") from error
+            raise InputError(f"raster {self.name} cannot be read: {error}") from error
         if len(content) < count:
             raise self.cut_off(what)
         return content
 
     def cut_off(self, what: str) -> UnreadableError:
         return UnreadableError(
-            f"raster {self.path} is truncated: its {what} is beyond the end of the file ({self.size:,} bytes); "
+            f"raster {self.name} is truncated: its {what} is beyond the end of the file ({self.size:,} bytes); "
             "fetch the file again"
         )
 
     def damaged(self, why: str) -> InputError:
-        return InputError(f"raster {self.path} is damaged or not a TIFF: {why}; fetch the file again")
+        return InputError(f"raster {self.name} is damaged or not a TIFF: {why}; fetch the file again")
 
 
 class _HeaderReader(TiffReader):
     def header(self) -> TiffHeader:
         found = list(islice(self.directories(), MOST_DIRECTORIES + 1))
         if len(found) > MOST_DIRECTORIES:
-            raise InputError(f"{self.path} has more than {MOST_DIRECTORIES:,} directories; check whether it is damaged")
+            raise InputError(f"{self.name} has more than {MOST_DIRECTORIES:,} directories; check whether it is damaged")
         if not found:
             raise self.damaged("it has no directory")
         kinds = [self._kind(directory) for directory in found]

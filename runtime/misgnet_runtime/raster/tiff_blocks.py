@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,12 @@ def read_blocks(path: Path) -> TiffBlocks:
         InputError: The directories are invalid.
     """
     with opened(path) as file:
-        return _BlockReader(file, path).blocks()
+        return blocks_of(file, path)
+
+
+def blocks_of(file: BinaryIO, name: object) -> TiffBlocks:
+    """Same as :func:`read_blocks`, of an open file whose text ``name`` appears in messages."""
+    return _BlockReader(file, name).blocks()
 
 
 class _BlockReader(TiffReader):
@@ -93,7 +99,7 @@ class _BlockReader(TiffReader):
         shape = planes, -(-height // block_height), -(-width // block_width)
         if (count := shape[0] * shape[1] * shape[2]) > MOST_BLOCKS:
             raise InputError(
-                f"raster {self.path} has {count:,} blocks, and the limit is {MOST_BLOCKS:,}; write it in larger "
+                f"raster {self.name} has {count:,} blocks, and the limit is {MOST_BLOCKS:,}; write it in larger "
                 "blocks (gdal_translate -co TILED=YES), or cut it into parts"
             )
         most = self._plain_bytes(found, (block_height, block_width), tiled, height)

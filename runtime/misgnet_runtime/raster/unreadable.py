@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from misgnet_runtime.callables import Mask
 from misgnet_runtime.errors import UnreadableError
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.raster.tiff_blocks import Layer, TiffBlocks, read_blocks
+from misgnet_runtime.raster.source import RasterFile
+from misgnet_runtime.raster.tiff_blocks import Layer, TiffBlocks, blocks_of
 from misgnet_runtime.raster.tiling import Span
 
 # A block that does not decode: date ("before" or "after"), first row, first column, height, width; in pixels of that
@@ -59,14 +59,15 @@ class _Flagged:
 class Blocks:
     """The blocks of one raster, from its directories."""
 
-    path: Path
+    source: RasterFile
     tiff: TiffBlocks
     nodata: bool  # whether the raster declares a nodata value
 
     @classmethod
-    def of(cls, path: Path, dataset: Any) -> Blocks:
+    def of(cls, source: RasterFile, dataset: Any) -> Blocks:
         """Reads the blocks of an open raster (rasterio's); raises as :func:`read_blocks`."""
-        return cls(path, read_blocks(path), dataset.nodata is not None)
+        with source.open() as file:
+            return cls(source, blocks_of(file, source), dataset.nodata is not None)
 
     @property
     def pixels(self) -> int:
@@ -219,4 +220,4 @@ class Tally:
     def _summary(self, date: str) -> str:
         percent = f"{100 * self.share(date):.3g} %" if self.share(date) > 5e-5 else "less than 0.01 %"
         count = plural(self._blocks[date], "unreadable block")
-        return f"the {date} raster {self._dates[date].path} has {count} ({percent} of its pixels)"
+        return f"the {date} raster {self._dates[date].source} has {count} ({percent} of its pixels)"

@@ -26,11 +26,11 @@ from misgnet_runtime.cli import main as cli
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.inference.selection import DetectorOpener
-from misgnet_runtime.jobs.scene import inputs
 from misgnet_runtime.jobs.scene import predict as predict_module
 from misgnet_runtime.jobs.scene.inputs import Inputs, inspect
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
+from misgnet_runtime.raster import source
 from misgnet_runtime.raster.reader import open_pair
 from support.bundles import FLOAT, INTERFACE, SPLIT_FLOAT, FakeEngine, fake_detector, make_bundle
 from support.commands import exit_code
@@ -550,14 +550,14 @@ def test_a_new_hard_link_to_a_raster_is_accepted(place: Place, monkeypatch: pyte
 
 
 def test_a_raster_replaced_while_it_is_hashed_is_detected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = inputs.file_sha256
+    digest = source.file_sha256
 
     def replacing(path: Path) -> str:
         if path == place.after:
             write_raster(place.root / "new.tif", np.roll(AFTER, 7, 2)).rename(path)
         return digest(path)
 
-    monkeypatch.setattr(inputs, "file_sha256", replacing)
+    monkeypatch.setattr(source, "file_sha256", replacing)
     with pytest.raises(InputError, match=r"after\.tif was changed while it was read"):
         predict_scene_files(place.bundle, place.before, place.after, place.change)
     assert place.outputs() == []

@@ -14,6 +14,7 @@ import pytest
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.raster.source import LocalFile
 from misgnet_runtime.raster.tiff_blocks import MOST_BLOCKS, Layer, read_blocks
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Blocks, Tally
@@ -89,7 +90,7 @@ def test_a_million_blocks_take_bounded_time_and_memory(tmp_path: Path) -> None:
     path = big_tiff(tmp_path / "x.tif", count, more=tables.tobytes())
     tracemalloc.start()
     start = time.process_time()
-    blocks = Blocks(path, read_blocks(path), nodata=False)
+    blocks = Blocks(LocalFile(path), read_blocks(path), nodata=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (blocks.count, blocks.unreadable) == (count, (3, 3))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Protocol
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.metadata import RGB, UNSTATED, BandMetadata
 from misgnet_runtime.raster.scaling import Scaling
+from misgnet_runtime.raster.source import Identity, RasterFile
 
 SAME_FILE = (
     "BEFORE and AFTER are the same file, so no change can be found; check that both dates are the intended files"
@@ -20,9 +20,9 @@ class Described(Protocol):
     """The attributes of :class:`misgnet_runtime.jobs.scene.inputs.Date` that are used here."""
 
     @property
-    def path(self) -> Path: ...
+    def origin(self) -> RasterFile: ...
     @property
-    def sha256(self) -> str: ...
+    def identity(self) -> Identity: ...
     @property
     def acquired(self) -> datetime | None: ...
     @property
@@ -45,22 +45,22 @@ def check_statements(before: Described, after: Described) -> None:
     if "bands" in shared and before.declared.bands and None not in colours and colours[0] != colours[1]:
         bands = ",".join(map(str, before.scaling.bands))
         raise InputError(
-            f"--bands {bands} are {', '.join(first.colours)} according to the tags of {before.path}, but "
-            f"{', '.join(second.colours)} according to those of {after.path}; declare each date's bands: "
+            f"--bands {bands} are {', '.join(first.colours)} according to the tags of {before.origin}, but "
+            f"{', '.join(second.colours)} according to those of {after.origin}; declare each date's bands: "
             f"--before-bands and --after-bands{_advice(before, after)}"
         )
     scaled = before.declared.scale or before.declared.offset
     if scaled and {"scale", "offset"} <= shared and first.values() != second.values():
         raise InputError(
-            f"one --scale and --offset is declared for both dates, but the tags of {before.path} state "
-            f"{first.values()}, those of {after.path} {second.values()}; declare each date's: --before-scale, "
+            f"one --scale and --offset is declared for both dates, but the tags of {before.origin} state "
+            f"{first.values()}, those of {after.origin} {second.values()}; declare each date's: --before-scale, "
             "--before-offset, --after-scale and --after-offset"
         )
 
 
 def pair_warnings(before: Described, after: Described) -> list[str]:
     """Returns warnings about two dates: unexpected band colours, the same file twice, wrong order."""
-    if before.sha256 == after.sha256:
+    if before.identity == after.identity:
         return [*band_warnings(before), SAME_FILE]
     order = wrong_order(before.acquired, after.acquired)
     return [*band_warnings(before), *band_warnings(after), *([order] if order else [])]
@@ -78,7 +78,7 @@ def band_warnings(date: Described) -> list[str]:
         for band, meant, colour in zip(date.scaling.bands, RGB, date.stated.colours, strict=True)
         if colour not in (*UNSTATED, meant)
     ]
-    return [f"{date.path.name}: {'; '.join(wrong)}"] if wrong else []
+    return [f"{date.origin.name}: {'; '.join(wrong)}"] if wrong else []
 
 
 def wrong_order(before: datetime | None, after: datetime | None) -> str | None:

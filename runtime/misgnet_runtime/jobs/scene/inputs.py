@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
-from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.jobs.scene.consistency import check_statements, pair_warnings
 from misgnet_runtime.jobs.scene.options import SceneOptions
@@ -16,22 +14,21 @@ from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.metadata import BandMetadata, acquired, band_metadata
-from misgnet_runtime.raster.reader import Pair, Raster, stamp_of
+from misgnet_runtime.raster.reader import Pair, Raster
 from misgnet_runtime.raster.resolution import ground_resolution, resolution_warning
 from misgnet_runtime.raster.scaling import Scaling
+from misgnet_runtime.raster.source import Identity, RasterFile, changed
 from misgnet_runtime.raster.statistics import find_scaling, residual_shift
 from misgnet_runtime.raster.unreadable import Blocks, Tally, UnreadableBlock
-from misgnet_runtime.storage.files import file_sha256
-from misgnet_runtime.storage.snapshot import FileStamp
 
 
 @dataclass(frozen=True, kw_only=True)
 class Date:
     """Properties of one date's raster."""
 
-    path: Path
-    sha256: str  # digest of the file's bytes
-    stamp: FileStamp  # file state, taken before the bytes were read
+    origin: RasterFile  # what it is read from
+    identity: Identity  # of the content
+    state: Hashable  # of the file, taken before the content was read
     scaling: Scaling  # how its values become the network's samples
     blocks: Blocks  # positions of its blocks in the file
     declared: Declared  # the user's options about its pixels
@@ -40,12 +37,7 @@ class Date:
 
     def check_unchanged(self) -> None:
         """Raises InputError if the file was replaced or written to since it was read."""
-        now = stamp_of(self.path)
-        if now == self.stamp:
-            return
-        # The last field also changes with links and permissions, which leave the bytes as they are.
-        if now[:-1] != self.stamp[:-1] or file_sha256(self.path) != self.sha256:
-            raise _changed(self.path)
+        self.origin.check_unchanged(self.state, self.identity)
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ def warn_of_resolution(raster: Raster, trained: float | None, log: EventLog) -> 
     if trained is None:
         return
     found = ground_resolution(load_rasterio("a scene"), Grid.of(raster.file))
-    if warning := resolution_warning(found, trained, raster.path.name):
+    if warning := resolution_warning(found, trained, raster.origin.name):
         log.warning(warning)
 
 
@@ -127,16 +119,11 @@ def inspect_date(raster: Raster, declared: Declared) -> Date:
         InputError: As :func:`find_scaling`, or the file changed meanwhile.
     """
     scaling = find_scaling(raster, declared)
-    digest = file_sha256(raster.path)
-    if stamp_of(raster.path) != raster.stamp:  # the digest may not match the bytes that were opened
-        raise _changed(raster.path)
+    identity = raster.origin.identity()
+    if raster.origin.state() != raster.state:  # the identity may not be that of the bytes that were opened
+        raise changed(raster.origin)
     return Date(
-        path=raster.path, sha256=digest, stamp=raster.stamp, scaling=scaling, blocks=raster.blocks, declared=declared,
-        stated=band_metadata(raster.file, scaling.bands, raster.colours), acquired=acquired(raster.file),
+        origin=raster.origin, identity=identity, state=raster.state, scaling=scaling, blocks=raster.blocks,
+        declared=declared, stated=band_metadata(raster.file, scaling.bands, raster.colours),
+        acquired=acquired(raster.file),
     )  # fmt: skip
-
-
-def _changed(path: Path) -> InputError:
-    return InputError(
-        f"raster {path} was changed while it was read; when it is complete, rerun the command with --restart"
-    )

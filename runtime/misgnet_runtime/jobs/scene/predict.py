@@ -24,6 +24,7 @@ from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import open_pair
+from misgnet_runtime.raster.source import RasterFile, local_paths
 from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
 
@@ -32,8 +33,8 @@ MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # the most that Pillow open
 
 def predict_scene_files(
     bundle: Path | Bundle,
-    before: Path,
-    after: Path,
+    before: RasterFile | Path,
+    after: RasterFile | Path,
     output: Path,
     options: SceneOptions | None = None,
     *,
@@ -58,8 +59,8 @@ def predict_scene_files(
 def predict_opened(
     bundle: Bundle,
     opening: Callable[[], AbstractContextManager[Opened]],
-    before: Path,
-    after: Path,
+    before: RasterFile | Path,
+    after: RasterFile | Path,
     output: Path,
     *,
     options: SceneOptions,
@@ -76,7 +77,7 @@ def predict_opened(
     if options.vector:
         load_vector_libraries()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
-    refuse_inputs((output, *options.products().values()), (before, after))
+    refuse_inputs((output, *options.products().values()), local_paths(before, after))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels

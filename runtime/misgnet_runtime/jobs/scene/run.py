@@ -13,7 +13,7 @@ from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import format_change, plural
 from misgnet_runtime.jobs.journal import open_journal, raw_map
 from misgnet_runtime.jobs.scene.infer import MapTask, Work
-from misgnet_runtime.jobs.scene.inputs import Inputs
+from misgnet_runtime.jobs.scene.inputs import Date, Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
@@ -107,8 +107,8 @@ class Run:
         return {
             "the bundle": self.bundle.digest(),
             "the engine": f"{self.entry.name} on {self.device}",
-            "the before raster": before.sha256,
-            "the after raster": after.sha256,
+            "the before raster": str(before.identity),
+            "the after raster": str(after.identity),
             "the scaling of before": str(before.scaling),
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.identity(),
@@ -213,13 +213,16 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
         "MISGNET_THRESHOLD": f"{manifest.threshold:g}",
         "MISGNET_OVERLAP": settings["--overlap"],
         "MISGNET_ALIGNED": settings["--align"],
-        "MISGNET_BEFORE_SHA256": settings["the before raster"],
-        "MISGNET_BEFORE_SCALING": settings["the scaling of before"],
-        "MISGNET_AFTER_SHA256": settings["the after raster"],
-        "MISGNET_AFTER_SCALING": settings["the scaling of after"],
+        **_date_tags("before", run.inputs.before),
+        **_date_tags("after", run.inputs.after),
         **{f"{_UNREADABLE}_{date.upper()}": f"{100 * tally.share(date):.6g}" for date in ("before", "after")},
         **run.tags,
     }
+
+
+def _date_tags(name: str, date: Date) -> dict[str, str]:
+    prefix = f"MISGNET_{name.upper()}"
+    return {f"{prefix}_{date.identity.tag}": date.identity.value, f"{prefix}_SCALING": str(date.scaling)}
 
 
 def _report(run: Run, tally: Tally, work: Work, published: _Published, resumed: int) -> SceneReport:

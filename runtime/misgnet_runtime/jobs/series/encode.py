@@ -20,6 +20,7 @@ from misgnet_runtime.jobs.series.encoding import SplitEngine, inspect_encoding, 
 from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.reader import open_raster
+from misgnet_runtime.raster.source import RasterFile
 from misgnet_runtime.storage.atomic import refuse_existing
 
 
@@ -54,7 +55,7 @@ class EncodeReport:
 
 def encode_file(
     bundle_path: Path,
-    raster: Path,
+    raster: RasterFile | Path,
     output: Path,
     options: SceneOptions | None = None,
     *,
@@ -80,7 +81,7 @@ def encode_file(
         check_readable(opened, options.max_unreadable)  # fails before the engine is opened
         with open_split_engine(bundle, options, opener) as engine:
             encoding = inspect_encoding(engine, opened, options)
-            log.info(f"{raster.name}: {encoding.date.scaling}")
+            log.info(f"{opened.origin.name}: {encoding.date.scaling}")
             for warning in band_warnings(encoding.date):
                 log.warning(warning)
             warn_of_resolution(opened, bundle.manifest.resolution, log)

@@ -108,7 +108,7 @@ class Encoding:
         settings = {
             "the bundle": self.engine.bundle.digest(),
             "the engine": f"{self.engine.entry.name} on {self.engine.device}",
-            "the raster": self.date.sha256,
+            "the raster": str(self.date.identity),
             "the scaling": str(self.date.scaling),
             "the grid": self.grid.identity(),
             "--align": str(self.aligned),
@@ -160,7 +160,7 @@ def make_features(
         if (found := open_features(output)).misfit(footer) is None:
             return found, raw.count
     size = f"{plural(raw.count, 'tile')}, {raw.count * raw.size / 2**20:,.1f} MiB"
-    log.info(f"features of {encoding.date.path.name}: {size}")
+    log.info(f"features of {encoding.date.origin.name}: {size}")
     settings = {**footer.settings, "--batch": str(encoding.batch), "--streams": str(encoding.engine.streams)}
     with open_journal(output, raw, settings, restart=options.restart) as journal:
         if not journal.publishing:

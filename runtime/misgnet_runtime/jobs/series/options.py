@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from misgnet_runtime.jobs.scene.options import OUTPUT_PANEL, SceneOptions
 from misgnet_runtime.options import flag, group, option, settings, stated
 from misgnet_runtime.raster.declared import Declared
+
+if TYPE_CHECKING:
+    from misgnet_runtime.raster.source import RasterFile
 
 # Fields of SceneOptions that do not affect one date's features.
 OF_MAPS = ("before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook")
@@ -46,7 +50,7 @@ class SeriesOptions:
         },
     )
 
-    def of_date(self, folder: Path, date: Path) -> tuple[Path, SceneOptions]:
+    def of_date(self, folder: Path, date: RasterFile) -> tuple[Path, SceneOptions]:
         """Returns the path of a date's change raster, and its options with the paths of its other outputs."""
 
         def named(requested: bool, ending: str) -> Path | None:

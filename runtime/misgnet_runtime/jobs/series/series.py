@@ -33,6 +33,7 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import Pair, Raster, open_raster
+from misgnet_runtime.raster.source import RasterFile, as_source, local_paths
 from misgnet_runtime.storage.atomic import refuse_inputs
 
 
@@ -57,8 +58,8 @@ class _Comparison:
 
 def run_series(
     bundle_path: Path,
-    reference: Path,
-    dates: Sequence[Path],
+    reference: RasterFile | Path,
+    dates: Sequence[RasterFile | Path],
     folder: Path,
     *,
     options: SeriesOptions,
@@ -75,24 +76,25 @@ def run_series(
     :func:`predict_scene_files`.
     """
     folder = Path(os.path.realpath(folder))
-    _check_names(reference, dates, folder, options)
+    first, later = as_source(reference), [as_source(date) for date in dates]
+    _check_names(first, later, folder, options)
     options.scene.check_values()
     if options.vector:
         load_vector_libraries()
     bundle = read_bundle(bundle_path)
     try:
-        with open_raster(reference, "before", pixels=bundle.manifest.interface.pixels) as raster:
+        with open_raster(first, "before", pixels=bundle.manifest.interface.pixels) as raster:
             check_readable(raster, options.scene.max_unreadable)
             with open_split_engine(bundle, options.scene, opener) as engine:
-                _Series(engine, raster, folder, options, listener).run(dates)
+                _Series(engine, raster, folder, options, listener).run(later)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(INTERRUPTED) from None
 
 
-def _check_names(reference: Path, dates: Sequence[Path], folder: Path, options: SeriesOptions) -> None:
+def _check_names(reference: RasterFile, dates: Sequence[RasterFile], folder: Path, options: SeriesOptions) -> None:
     """Raises UsageError if two dates have the same output, or an output is an input."""
-    inputs = [reference, *dates, *([options.features] if options.features else [])]
-    taken: dict[str, Path] = {}
+    inputs = local_paths(reference, *dates, *([options.features] if options.features else []))
+    taken: dict[str, RasterFile] = {}
     for date in [*([reference] if options.consecutive else []), *dates]:
         change, scene = options.of_date(folder, date)
         outputs = change, *scene.products().values()
@@ -115,15 +117,15 @@ class _Series:
     ) -> None:
         self._engine, self._reference, self._folder = engine, reference, folder
         self._options, self._listener = options, listener
-        self._failures: list[tuple[Path, MisgnetError]] = []
+        self._failures: list[tuple[RasterFile, MisgnetError]] = []
 
-    def run(self, dates: Sequence[Path]) -> None:
+    def run(self, dates: Sequence[RasterFile]) -> None:
         comparisons = self._inspect_all(dates)
         if not self._options.consecutive and not all(one.done for one in comparisons):
             # Every date needs the reference's features: a failure here ends the call.
             self._features(comparisons[0].before, self._reference)
         for comparison, following in zip_longest(comparisons, comparisons[1:]):
-            with self._noted(comparison.after.date.path):
+            with self._noted(comparison.after.date.origin):
                 self._compare(comparison)
             if self._options.consecutive and following:
                 self._discard({comparison.before, comparison.after} - {following.before})
@@ -131,18 +133,18 @@ class _Series:
             self._discard({encoding for last in comparisons[-1:] for encoding in (last.before, last.after)})
         self._raise_first(len(dates))
 
-    def _inspect_all(self, dates: Sequence[Path]) -> list[_Comparison]:
+    def _inspect_all(self, dates: Sequence[RasterFile]) -> list[_Comparison]:
         """Returns the comparisons to run; records the failure of each date that cannot be compared."""
         found = []
         first = inspect_encoding(self._engine, self._reference, self._options.scene)
-        self._listener.log.info(f"{first.date.path.name}: {first.date.scaling}")
+        self._listener.log.info(f"{first.date.origin.name}: {first.date.scaling}")
         self._warn_of_resolution(self._reference)
         before: Encoding | None = first
-        for path in dates:
+        for source in dates:
             after = None
-            with self._noted(path), self._opened(before or first, path) as pair:
+            with self._noted(source), self._opened(before or first, source) as pair:
                 after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
-                self._listener.log.info(f"{path.name}: {after.date.scaling}")
+                self._listener.log.info(f"{source.name}: {after.date.scaling}")
                 if pair.after.source:  # else it has the reference's grid
                     self._warn_of_resolution(pair.after)
                 if before is None:
@@ -156,21 +158,21 @@ class _Series:
         warn_of_resolution(raster, self._engine.bundle.manifest.resolution, self._listener.log)
 
     @contextmanager
-    def _opened(self, before: Encoding, after: Path) -> Iterator[Pair]:
+    def _opened(self, before: Encoding, after: RasterFile) -> Iterator[Pair]:
         """Opens two dates on the reference's grid."""
         grid, pixels = Grid.of(self._reference.dataset), self._reference.pixels
         opening = partial(open_raster, grid=grid, align=self._options.scene.align, pixels=pixels)
         with ExitStack() as stack:
             first = self._reference
             if not before.first:
-                first = stack.enter_context(opening(before.date.path, "before"))
+                first = stack.enter_context(opening(before.date.origin, "before"))
             yield Pair(first, stack.enter_context(opening(after, "after")), grid)
 
     def _comparison(self, pair: Pair, before: Encoding, after: Encoding) -> _Comparison:
         inputs = inspect_pair(pair, before.date, after.date)
         for warning in inputs.warnings():
-            self._listener.log.warning(f"{after.date.path.name}: {warning}")
-        change, options = self._options.of_date(self._folder, after.date.path)
+            self._listener.log.warning(f"{after.date.origin.name}: {warning}")
+        change, options = self._options.of_date(self._folder, after.date.origin)
         engine, outputs = self._engine, [change, *options.products().values()]
         run = Run(
             bundle=engine.bundle, inputs=inputs, options=options, outputs=outputs,
@@ -194,7 +196,7 @@ class _Series:
             self._listener.log.info(f"{output} is up to date (written by an identical run)")
             return
         detector, listener = self._engine.detector, self._listener
-        with self._opened(comparison.before, comparison.after.date.path) as pair:
+        with self._opened(comparison.before, comparison.after.date.origin) as pair:
             before = self._features(comparison.before, pair.before)
             after = self._features(comparison.after, pair.after) if self._options.consecutive else None
             run = replace(run, features=[stored.sha256 for stored in (before, after) if stored])
@@ -229,7 +231,7 @@ class _Series:
 
     def _path(self, encoding: Encoding) -> Path:
         given = self._options.features if encoding.first else None
-        return given or self._folder / f"{encoding.date.path.stem}{SUFFIX}"
+        return given or self._folder / f"{encoding.date.origin.stem}{SUFFIX}"
 
     def _discard(self, encodings: set[Encoding]) -> None:
         """Removes dates' features from the folder if they equal those that this call would make."""
@@ -240,7 +242,7 @@ class _Series:
                     path.unlink()
 
     @contextmanager
-    def _noted(self, date: Path) -> Iterator[None]:
+    def _noted(self, date: RasterFile) -> Iterator[None]:
         try:
             yield
         except MisgnetError as error:
