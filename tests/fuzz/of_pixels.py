@@ -165,11 +165,11 @@ def geotiff(folder: Path) -> Prepared:
 
 
 def _inspect(before: Path, after: Path, options: Any) -> None:
-    from misgnet_runtime.jobs.scene.inputs import inspect
+    from misgnet_runtime.jobs.scene.inputs import inspected
     from misgnet_runtime.raster.reader import open_pair
 
-    with open_pair(before, after, align=options.align) as pair:
-        pair.read(inspect(pair, options).scalings, Span(0, 64), Span(16, 80))
+    with open_pair(before, after, align=options.align) as given, inspected(given, options) as (pair, inputs):
+        pair.read(inputs.scalings, Span(0, 64), Span(16, 80))
 
 
 def features(folder: Path) -> Prepared:

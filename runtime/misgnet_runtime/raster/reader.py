@@ -24,7 +24,7 @@ from misgnet_runtime.raster.tiff import may_be_tiff
 from misgnet_runtime.raster.tiff_blocks import blocks_of
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Blocks, UnreadableBlock, Values
-from misgnet_runtime.raster.warping import Warping, warped
+from misgnet_runtime.raster.warping import Warping, moved, warped
 
 _MOST_WARPED_BANDS = 8
 
@@ -55,6 +55,7 @@ class Raster:
     options: Mapping[str, Any]  # GDAL's options, with which it was opened
     pixels: PixelFormat  # what its values are converted to
     source: Raster | None = None  # the file's own raster, if ``dataset`` is warped
+    warping: tuple[Grid, Grid] | None = None  # its grid, maybe moved against what the file states, and that of the map
 
     @property
     def origin(self) -> RasterFile:
@@ -102,8 +103,10 @@ class Raster:
         return scaling.apply(values), valid, unreadable
 
     def _from_source(self, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
-        warping = Warping(partial(source.read, bands), source.dataset, self.dataset, len(bands))
-        return warping.window(rows, columns)
+        assert self.warping is not None
+        return Warping(partial(source.read, bands), *self.warping, source.dataset.dtypes[0], len(bands)).window(
+            rows, columns
+        )
 
     def _with_alpha(self, bands: tuple[int, ...]) -> list[int]:
         return [*bands, *([self.alpha] if self.alpha else [])]
@@ -233,12 +236,30 @@ def open_raster(
         )  # fmt: skip
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(dataset))
-            without_nodata = dataset.nodata is None and raster.alpha is None
-            vrt = stack.enter_context(warped(rasterio, dataset, grid, add_alpha=without_nodata))
-            raster = replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster)
+            raster = stack.enter_context(_warped(rasterio, raster, Grid.of(dataset), grid))
         elif grid is not None:
             check_same(grid, Grid.of(dataset))
         yield raster
+
+
+@contextmanager
+def move_after(pair: Pair, rows: float, columns: float) -> Iterator[Pair]:
+    """Yields an open pair with AFTER moved back by an offset of its content from BEFORE, in pixels; bilinear.
+
+    It is warped once, also if it already was warped onto BEFORE's grid.
+    """
+    rasterio, own = load_rasterio("a scene"), pair.after.source or pair.after
+    source = moved(rasterio, Grid.of(own.dataset), pair.grid, rows, columns)
+    with pair.in_thread(), _warped(rasterio, own, source, pair.grid) as after:
+        yield replace(pair, after=after)
+
+
+@contextmanager
+def _warped(rasterio: Any, raster: Raster, source: Grid, grid: Grid) -> Iterator[Raster]:
+    """Yields an open raster, whose own grid is ``source``, warped onto ``grid``."""
+    without_nodata = raster.dataset.nodata is None and raster.alpha is None
+    with warped(rasterio, raster.dataset, source, grid, add_alpha=without_nodata) as vrt:
+        yield replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster, warping=(source, grid))
 
 
 def _checked(rasterio: Any, source: RasterFile) -> Any:

@@ -17,13 +17,14 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.journal import can_resume, discard_progress
 from misgnet_runtime.jobs.scene.infer import infer
-from misgnet_runtime.jobs.scene.inputs import inspect, warn_of_resolution
+from misgnet_runtime.jobs.scene.inputs import inspected, warn_of_resolution
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import open_pair
+from misgnet_runtime.raster.registration import load_registration
 from misgnet_runtime.raster.source import RasterFile, local_paths
 from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
@@ -76,15 +77,20 @@ def predict_opened(
     options.check(output)
     if options.vector:
         load_vector_libraries()
+    if options.coregister:
+        load_registration()
     outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
-    refuse_inputs((output, *options.products().values()), local_paths(before, after))
+    refuse_inputs((output, *options.products().values()), local_paths(before, after, *options.files()))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels
-    with open_pair(before, after, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
-        inputs = inspect(pair, options)
+    with (
+        open_pair(before, after, align=options.align, pixels=pixels) as given,
+        opened_meanwhile(opening) as opened,
+        inspected(given, options) as (pair, inputs),
+    ):
         inputs.report(log)
-        for raster in (pair.before, pair.after) if pair.after.source else (pair.before,):  # else both have one grid
+        for raster in (pair.before, pair.after) if options.align else (pair.before,):  # else both have one grid
             warn_of_resolution(raster, bundle.manifest.resolution, log)
         if is_mask(output):
             check_mask(inputs.grid, output, log)

@@ -21,6 +21,7 @@ from misgnet_runtime.raster.geotiff import read_tags
 from misgnet_runtime.raster.polygons import VectorOptions, write_polygons
 from misgnet_runtime.raster.quicklook import write_quicklook
 from misgnet_runtime.raster.reader import Pair
+from misgnet_runtime.raster.registration import Registration
 from misgnet_runtime.raster.unreadable import Tally
 from misgnet_runtime.raster.writer import (
     Counts,
@@ -55,6 +56,8 @@ class SceneReport:
     valid_share: float
     unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
+    aoi_valid_share: float | None = None  # of the area's pixels; None: no area was given
+    registration: Registration | None = None  # by which AFTER was moved; None: not asked for
 
     def lines(self, output: Path) -> list[str]:
         """Returns the report as lines of text."""
@@ -66,6 +69,10 @@ class SceneReport:
         if self.tiles:
             speed = self.tiles / self.seconds
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
+        if self.aoi_valid_share is not None:
+            found.append(f"{100 * self.aoi_valid_share:.2f} % of the area's pixels are valid")
+        if self.registration:
+            found.append(f"AFTER was moved back by {self.registration}")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
         return found
@@ -113,6 +120,7 @@ class Run:
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.identity(),
             **self.options.settings(overlap=self.overlap, batch=self.batch, streams=self.streams),
+            **_ground_settings(self.inputs),
             **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 
@@ -137,7 +145,7 @@ def run_pair(
         tally = run.inputs.tally(run.options.max_unreadable, journal.unreadable)
         task = MapTask(
             pair=pair, scalings=run.inputs.scalings, layout=run.layout, batch=run.batch, streams=run.streams,
-            tally=tally, journal=journal, progress=progress,
+            tally=tally, journal=journal, region=run.inputs.ground.region, progress=progress,
         )  # fmt: skip
         work = compute(task)
         published = _publish(run, task, settings)
@@ -216,7 +224,24 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
         **_date_tags("before", run.inputs.before),
         **_date_tags("after", run.inputs.after),
         **{f"{_UNREADABLE}_{date.upper()}": f"{100 * tally.share(date):.6g}" for date in ("before", "after")},
+        **_ground_tags(run.inputs),
         **run.tags,
+    }
+
+
+def _ground_settings(inputs: Inputs) -> dict[str, str]:
+    area, registration = inputs.ground.area, inputs.registration
+    return {
+        **({"the area": area.sha256} if area else {}),
+        **({"the offset": registration.offset} if registration else {}),
+    }
+
+
+def _ground_tags(inputs: Inputs) -> dict[str, str]:
+    area, registration = inputs.ground.area, inputs.registration
+    return {
+        **({"MISGNET_AOI_SHA256": area.sha256} if area else {}),
+        **({"MISGNET_COREGISTERED": str(registration)} if registration else {}),
     }
 
 
@@ -228,10 +253,11 @@ def _date_tags(name: str, date: Date) -> dict[str, str]:
 def _report(run: Run, tally: Tally, work: Work, published: _Published, resumed: int) -> SceneReport:
     grid, counts = run.inputs.grid, published.counts
     pixels = grid.height * grid.width
-    valid = pixels - counts.nodata
+    valid, area = pixels - counts.nodata, run.inputs.ground.pixels
     return SceneReport(
         height=grid.height, width=grid.width, changed_share=counts.changed / valid if valid else None,
         nodata_share=counts.nodata / pixels, unread=tally.unread, polygons=published.polygons, resumed=resumed,
         tiles=work.tiles, seconds=work.seconds, engine=run.entry.name, reason=run.reason, valid_share=valid / pixels,
         unreadable_share_before=tally.share("before"), unreadable_share_after=tally.share("after"),
+        aoi_valid_share=valid / area if area else None, registration=run.inputs.registration,
     )  # fmt: skip

@@ -27,19 +27,19 @@ class _Root(msgspec.Struct, frozen=True, tag_field="type"):
     crs: _Crs | None = None  # of the format before RFC 7946
 
 
-class Polygon(_Root, frozen=True, tag="Polygon"):
+class Polygon(_Root, frozen=True, kw_only=True, tag="Polygon"):
     coordinates: _Rings
 
 
-class MultiPolygon(_Root, frozen=True, tag="MultiPolygon"):
+class MultiPolygon(_Root, frozen=True, kw_only=True, tag="MultiPolygon"):
     coordinates: list[_Rings]
 
 
-class Feature(_Root, frozen=True, tag="Feature"):
+class Feature(_Root, frozen=True, kw_only=True, tag="Feature"):
     geometry: Polygon | MultiPolygon | None
 
 
-class FeatureCollection(_Root, frozen=True, tag="FeatureCollection", kw_only=True):
+class FeatureCollection(_Root, frozen=True, kw_only=True, tag="FeatureCollection"):
     features: list[Feature]
 
 

@@ -64,7 +64,8 @@ def _layer(database: sqlite3.Connection) -> tuple[str, str, int]:
     ).fetchall()  # fmt: skip
     if len(found) != 1:
         names = ", ".join(str(name) for name, *_ in found[:8])
-        raise ValueError(f"it has {plural(len(found), 'layer')} of features ({names}); export one of them to its own file")
+        layers = f"{plural(len(found), 'layer')} of features ({names})"
+        raise ValueError(f"it has {layers}; export the one to use to its own file")
     table, column, system = found[0]
     if not (isinstance(table, str) and isinstance(column, str) and isinstance(system, int)):
         raise ValueError("its table gpkg_geometry_columns is damaged")
@@ -88,7 +89,7 @@ def _authorize(action: int, *about: str | None) -> int:
 
 
 def _polygons(database: sqlite3.Connection, table: str, column: str) -> Iterator[bytes]:
-    query = f"SELECT {_quoted(column)} FROM {_quoted(table)} LIMIT ?"  # noqa: S608 - names are quoted
+    query = f"SELECT {_quoted(column)} FROM {_quoted(table)} LIMIT ?"
     for (blob,) in database.execute(query, (AREA_POLYGONS + 1,)):
         if blob is not None and (wkb := _wkb(blob)):
             yield wkb
