@@ -27,11 +27,11 @@ from misgnet_runtime.raster.tiling import Span
 
 TOLERANCE = 1.5  # pixels between a window's offset and the common one; tall objects move by about one
 _COARSE = ((2, 1024), (3, 512), (3, 256))  # windows per axis and their side in pixels, for whole pixels
-_FINE = 5  # windows per axis for fractions of a pixel
+_FINE = 8  # windows per axis for fractions of a pixel; neighbours share up to two thirds
 _SIDES = 256, 64  # most and fewest pixels of their side
 _SMALLEST = 128  # pixels of a scene's shorter side
 _FINER = 100  # steps in a pixel
-_WIDTH = 0.6  # pixels: standard deviation of the kernel whose maximum is the mode
+_WIDTH = 0.9  # pixels: standard deviation of the kernel whose maximum is the mode
 _CLEAR = 20.0  # over the window's side: correlation of a clear peak. Unrelated windows of 256 px have 0.05 or less
 _LEAST_VALID = 0.5  # share of a window's pixels that must have data
 _LEAST, _LEAST_SHARE = 3, 0.5  # windows that must agree, also as a share of those with a clear peak
@@ -101,7 +101,7 @@ def estimate_offset(pair: Pair, scalings: tuple[Scaling, Scaling], within: _Area
         if len(matches) < _LEAST:
             raise _refusal(matches, "too few windows have texture that both dates share", 0)
         vectors = np.array([match.vector for match in matches])
-        centre = _mode(vectors, np.ones(len(vectors)))
+        centre = _mode(vectors, np.array([match.clarity for match in matches]))
         moved = round(float(centre[0])), round(float(centre[1]))
         if moved == offset:
             break
@@ -169,7 +169,7 @@ def _fine(library: Any, views: tuple[_View, _View], within: _Area, offset: tuple
     side = max(_SIDES[1], min(_SIDES[0], shorter // 2))
     if shorter < side:
         return
-    for window in _windows((area[0], area[1]), _FINE, side, side // 2):
+    for window in _windows((area[0], area[1]), _FINE, side, side // 3):
         if match := _match(library, views, window, offset, _FINER):
             yield match
 
@@ -228,5 +228,6 @@ def _refusal(matches: list[_Match], reason: str, agreeing: int) -> InputError:
     vectors = f" (rows, columns at row, column: {shown}{'; ...' if len(matches) > _SHOWN else ''})" if matches else ""
     return InputError(
         f"--coregister: {reason}: of {len(matches)} windows with a clear match, {agreeing} agree within {TOLERANCE:g} "
-        f"px{vectors}; if the dates differ by a rotation, a scale or relief, co-register them with another tool first"
+        f"px{vectors}; if most of the area changed, or the dates differ by a rotation or a scale, register them with "
+        "another tool first"
     )

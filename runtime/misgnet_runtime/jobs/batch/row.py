@@ -44,6 +44,12 @@ class Scene:
     # Options of predict by column name, as text.
     words: Mapping[str, str]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Returns the paths of all inputs."""
+        area = self.words.get("aoi")
+        return (self.before, self.after, Path(area)) if area else (self.before, self.after)
+
     def outputs(self) -> dict[str, str]:
         """Returns the output paths by option, relative to the output folder, the change raster last.
 
@@ -68,11 +74,11 @@ class Scene:
     def key(self, bundle: str) -> str:
         """Returns the SHA-256 of everything that the outputs depend on.
 
-        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files.
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of the files.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
-        dates = [(str(path), _stamp(path)) for path in (self.before, self.after)]
+        dates = [(str(path), _stamp(path)) for path in self.files]
         return hashlib.sha256(msgspec.json.encode((bundle, self.id, dates, words))).hexdigest()
 
 

@@ -134,6 +134,8 @@ def _scenes(rows: _Rows, path: Path, common: Mapping[str, str]) -> Iterator[Scen
         if any("\0" in cell for cell in cells):
             raise InputError(f"table {path}, row {line} contains a null byte, which is invalid in file names")
         before, after = (_address(folder, words.pop(date, "")) for date in ("before", "after"))
+        if "aoi" in words:
+            words["aoi"] = str(_address(folder, words["aoi"]))
         yield Scene(name, before, after, {**common, **words} if words else common)
 
 
@@ -190,7 +192,7 @@ def _refuse_inputs(names: Mapping[str, str], scenes: Sequence[Scene], output: st
 
     Like :func:`misgnet_runtime.storage.atomic.refuse_inputs`, but without inspecting every folder of every path.
     """
-    paths = {os.path.normpath(str(date)) for scene in scenes for date in (scene.before, scene.after)}
+    paths = {os.path.normpath(str(path)) for scene in scenes for path in scene.files}
     files = {_identity(date) for date in paths}
     for name in names:
         found = os.path.normpath(f"{output}/{name}")

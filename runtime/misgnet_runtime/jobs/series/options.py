@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Fields of SceneOptions that do not affect one date's features.
 OF_MAPS = ("before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook")
+OF_PAIRS = ("aoi", "coregister")  # fields that are not offered for series
 _DATES = {"before_": "the first date", "after_": "all later dates"}
 
 
@@ -38,6 +39,7 @@ class SeriesOptions:
     )
     scene: SceneOptions = group(
         SceneOptions,
+        without=OF_PAIRS,
         help={
             "force": "Replace existing outputs of other runs.",
             "align": "Warp every date whose grid differs onto the first date's grid (bilinear).",
