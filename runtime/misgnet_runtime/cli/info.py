@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from misgnet_runtime.cli.options import BundlePath
-from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.formatting import printable, truncated
 from misgnet_runtime.log import current, is_json, out_console
 
@@ -42,15 +42,6 @@ class _Selected(msgspec.Struct, frozen=True):
 
     engine: str
     reason: str
-
-
-class _Result(msgspec.Struct):
-    """Accuracy of one engine, from the manifest's metrics."""
-
-    engine: str
-    f1_drop_points: float | None = None
-    f1_ratio: float | None = None
-    scores: dict[str, float | None] = msgspec.field(default_factory=dict)
 
 
 def print_info(path: Path, console: Console) -> None:
@@ -120,24 +111,18 @@ def bundle_figures(path: Path) -> dict[str, object]:
 
 
 def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
+    from misgnet_runtime.bundle.results import EngineResult, engine_results
+
     columns = (_whole("engine"), "precision", "split", "F1", "ratio", "drop, points")
     table = Table(*columns, title="Engines, fastest first")
-    results = _results(bundle)
+    results = engine_results(bundle)
     for entry in entries:
-        result = results.get(entry.name, _Result(entry.name))
-        f1, drop = _number(result.scores.get("f1"), 4), _number(result.f1_drop_points, 3)
+        result = results.get(entry.name, EngineResult(entry.name))
+        f1, drop = _number(result.f1, 4), _number(result.f1_drop_points, 3)
         ratio = "n/a" if result.f1_ratio is None else truncated(result.f1_ratio, 5)
         split = "yes" if entry.split else "no"
         table.add_row(escape(entry.name), escape(entry.precision), split, f1, ratio, drop)
     return table
-
-
-def _results(bundle: Bundle) -> dict[str, _Result]:
-    try:
-        found = msgspec.convert(bundle.manifest.metrics.get("engines", []), list[_Result])
-    except msgspec.ValidationError as error:
-        raise InputError(f"bundle {bundle.name}: the manifest's metrics cannot be read: {error}") from error
-    return {result.engine: result for result in found}
 
 
 def _made_for(entry: EngineEntry) -> str:

@@ -33,6 +33,13 @@ def predict(
             "For two folders, the folder of the masks or maps.",
         ),
     ],
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="For two folders: leave existing outputs as they are; a warning names those of a run that differs.",
+        ),
+    ] = False,
     options: SceneOptions,
 ) -> None:
     """Map the change between two dates: two images, two GeoTIFFs of any size, or two folders with equal file names.
@@ -41,7 +48,9 @@ def predict(
     resume an interrupted run of folders or GeoTIFFs.
     """
     if before.is_dir() or after.is_dir():
-        _predict_folders(bundle, before, after, output, options)
+        _predict_folders(bundle, before, after, output, options, skip_existing=skip_existing)
+    elif skip_existing:
+        raise UsageError("--skip-existing is for two folders; BEFORE and AFTER are files")
     elif output.suffix.lower() in (".tif", ".tiff") or _are_rasters(before, after):
         _predict_scene(bundle, before, after, output, options)
     else:
@@ -57,7 +66,7 @@ def _are_rasters(before: Path, after: Path) -> bool:
 def _predict_image(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
     from misgnet_runtime.jobs.image import predict_files
 
-    plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "tuned")}
+    plain = {name: getattr(options, name) for name in ("engine", "force", "overlap", "threshold", "tuned")}
     if options != SceneOptions(**plain):
         raise UsageError(
             f"output {output.name} is a plain mask, and options for GeoTIFFs were given; choose an output that ends "
@@ -67,11 +76,13 @@ def _predict_image(bundle: Path, before: Path, after: Path, output: Path, option
     current().result([report.line(output)], output=output, **asdict(report))
 
 
-def _predict_folders(bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions) -> None:
+def _predict_folders(
+    bundle: Path, before: Path, after: Path, output: Path, options: SceneOptions, *, skip_existing: bool
+) -> None:
     from misgnet_runtime.jobs.folder import predict_folders
 
     with current().progress("pairs") as progress:
-        report = predict_folders(bundle, before, after, output, options, progress=progress)
+        report = predict_folders(bundle, before, after, output, options, skip_existing=skip_existing, progress=progress)
     current().result([report.line(output)], output=output, **asdict(report))
 
 

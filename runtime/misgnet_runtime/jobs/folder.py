@@ -10,12 +10,14 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
+from misgnet_runtime.bundle.results import threshold_note
 from misgnet_runtime.callables import Image, Progress
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import format_change, plural
@@ -23,6 +25,7 @@ from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
 from misgnet_runtime.jobs.image import are_rasters, warn_of_images
+from misgnet_runtime.jobs.made_by import date_tags, other_run, settings_tag
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.predict import predict_opened
@@ -34,27 +37,31 @@ from misgnet_runtime.raster.dataset import Source, find_pairs
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.images import image_size, read_pair
 from misgnet_runtime.raster.tiling import Span
+from misgnet_runtime.storage.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderReport:
     """Report of the outputs of two folders."""
 
-    pairs: int  # outputs in the folder
+    pairs: int  # outputs of this run and of the interrupted runs that it resumes
     resumed: int  # of these, outputs written by an interrupted run
     changed_share: float | None  # 0 to 1, of the valid pixels; None if no pixel is valid
     pairs_per_second: float | None  # of this run, from the first file read to the last output; None if none was written
     engine: str
     reason: str  # why this engine was chosen
     valid_share: float = 1.0  # 0 to 1
+    skipped: int = 0  # outputs of other runs that were left as they are
 
     def line(self, output: Path) -> str:
         """Returns the report as one line of text."""
         resumed = f" ({self.resumed} from an interrupted run)" if self.resumed else ""
+        skipped = f", {self.skipped} existing skipped" if self.skipped else ""
         speed = "" if self.pairs_per_second is None else f"{self.pairs_per_second:.1f} pairs/s, "
+        change = format_change(self.changed_share, self.valid_share)
         return (
-            f"{output}: {plural(self.pairs, 'pair')}{resumed}, {format_change(self.changed_share, self.valid_share)}, "
-            f"{speed}engine {self.engine} ({self.reason})"
+            f"{output}: {plural(self.pairs, 'pair')}{resumed}{skipped}, {change}, {speed}"
+            f"engine {self.engine} ({self.reason})"
         )
 
 
@@ -65,6 +72,7 @@ def predict_folders(
     output: Path,
     options: SceneOptions | None = None,
     *,
+    skip_existing: bool = False,
     log: EventLog | None = None,
     progress: Progress | None = None,
     opener: DetectorOpener = open_detector,
@@ -73,7 +81,8 @@ def predict_folders(
 
     Pairs of GeoTIFFs become change rasters, ``output``/NAME.tif, according to ``options``. Images may have any size;
     each pair is held in memory completely. The same call resumes an interrupted run, and processes pairs again whose
-    files have changed since. ``progress`` counts pairs; ``opener`` opens the engine.
+    files have changed since. With ``skip_existing``, outputs of other runs stay as they are; a warning names those that
+    were written by a run that differs from this one. ``progress`` counts pairs; ``opener`` opens the engine.
 
     Raises:
         InputError: A file cannot be read; the message names it.
@@ -82,6 +91,8 @@ def predict_folders(
     """
     options, log = options or SceneOptions(), log or current()
     options.check_values()
+    if skip_existing and options.force:
+        raise UsageError("--skip-existing keeps existing outputs, and --force replaces them; choose one")
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UsageError(f"output {output} is one of the input folders; choose another -o")
     bundle = read_bundle(bundle_path)
@@ -92,25 +103,33 @@ def predict_folders(
     with opener(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         overlap = options.overlap_of(bundle.manifest)
-        settings = {
+        common = {
             "the bundle": bundle.digest(),
             "the engine": f"{entry.name} on {detector.engine.device}",
+            **({} if options.threshold is None else {"--threshold": f"{options.threshold:g}"}),
+        }
+        settings = {
+            **common,
             **({"the options of scenes": _shown(options)} if scenes else {}),
             **({"--overlap": str(overlap)} if _has_large_images(sources, scenes, detector.interface.tile) else {}),
         }
+        if note := threshold_note(bundle, entry.name, options.threshold_of(bundle.manifest)):
+            log.info(note)
         try:
-            with open_record(Path(os.path.realpath(output)), settings, outputs, options.force) as record:
+            record_of = partial(open_record, force=options.force, skip_existing=skip_existing)
+            with record_of(Path(os.path.realpath(output)), settings, outputs) as record:
                 run = _Run(
                     bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, overlap=overlap,
-                    log=log,
+                    log=log, common=common,
                 )  # fmt: skip
                 return run.process(sources, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
 
 
-_PLAIN = ("execution", "engine", "force", "overlap", "tuned", "max_unreadable")
-_NOT_SHOWN = ("align", "overlap", "cog", "batch", "min_area", "simplify")  # shown below, or not allowed for folders
+_PLAIN = ("execution", "engine", "force", "overlap", "threshold", "tuned", "max_unreadable")
+# Shown below, or not allowed for folders.
+_NOT_SHOWN = ("threshold", "align", "overlap", "cog", "batch", "min_area", "simplify")
 
 
 def _has_large_images(sources: list[Source], scenes: set[str], tile: int) -> bool:
@@ -155,10 +174,13 @@ class _Run:
     options: SceneOptions
     overlap: int  # pixels that neighbouring tiles of an image share
     log: EventLog
+    common: Mapping[str, str]  # settings that all outputs depend on
 
     def process(self, sources: list[Source], progress: Progress | None) -> FolderReport:
         """Writes the outputs that are missing."""
         detector, entry, reason = self.opened
+        skipped = self._skip(sources)
+        sources = [source for source in sources if source.name not in skipped]
         todo = [source for source in sources if not self._is_written(source)]
         images, scenes = ([s for s in todo if self.outputs[s.name].endswith(kind)] for kind in (".png", ".tif"))
         done = len(sources) - len(todo)
@@ -174,16 +196,34 @@ class _Run:
         for source in scenes:
             writer.finish([self._predict_scene(source)])
         speed = len(todo) / (time.perf_counter() - start) if todo else None
-        return _report([self.record.written[source.name] for source in sources], done, speed, entry.name, reason)
+        report = _report([self.record.written[source.name] for source in sources], done, speed, entry.name, reason)
+        return replace(report, skipped=len(skipped))
+
+    def _skip(self, sources: list[Source]) -> frozenset[str]:
+        """Returns the names of the pairs to skip; logs a warning for each whose output another run wrote."""
+        for source in sources:
+            if source.name in self.record.skipped:
+                name = self.outputs[source.name]
+                if reason := other_run(self.record.output / name, self._settings(source), source):
+                    self.log.warning(f"{name} is skipped, but {reason}; remove it to write it again")
+        return self.record.skipped
+
+    def _settings(self, source: Source) -> dict[str, str]:
+        """Returns the settings that the output of one pair depends on."""
+        if self.outputs[source.name].endswith(".tif"):
+            return {**self.common, "the options of scenes": _shown(self.options)}
+        large = _has_large_images([source], set(), self.opened[0].interface.tile)
+        return {**self.common, **({"--overlap": str(self.overlap)} if large else {})}
 
     def _tiles(self, images: Sequence[Source], tile: int) -> Iterator[_Tile]:
-        threshold = self.bundle.manifest.threshold
+        threshold = self.options.threshold_of(self.bundle.manifest)
         for source in images:
-            stamp = stamp_of(source)
+            stamp, snapshot = stamp_of(source), Snapshot(source.paths)
             before, after = read_pair(source.before, source.after, source.pixels)
             warn_of_images(source.before, source.after, self.log, source.pixels)
             height, width = before.shape[:2]
-            pair = _Pair(source.name, stamp, lay_out(height, width, tile, self.overlap), threshold)
+            tags = {**settings_tag(self._settings(source)), **date_tags(snapshot, source)}
+            pair = _Pair(source.name, stamp, lay_out(height, width, tile, self.overlap), threshold, tags=tags)
             for place in pair.layout.tiles():
                 yield _Tile(pair, place, place.cut(before), place.cut(after))
 
@@ -201,6 +241,7 @@ class _Run:
         report = predict_opened(
             self.bundle, lambda: nullcontext(self.opened), source.before, source.after, path,
             options=replace(self.options, force=True), log=self.log.bind(pair=source.name),
+            tags=settings_tag(self._settings(source)),
         )  # fmt: skip
         pixels = report.height * report.width
         nodata = round(pixels * report.nodata_share)
@@ -227,8 +268,9 @@ def _report(outputs: list[Written], resumed: int, speed: float | None, engine: s
 class _Pair:
     """A pair of images whose mask is being computed."""
 
-    def __init__(self, name: str, stamp: Stamp, layout: Layout, threshold: float) -> None:
+    def __init__(self, name: str, stamp: Stamp, layout: Layout, threshold: float, *, tags: Mapping[str, str]) -> None:
         self.name = name
+        self.tags = tags  # of its mask
         self.stamp = stamp  # state of its files before they were read
         self.layout = layout
         self.mask = np.empty((layout.rows.length, layout.columns.length), np.bool_)
@@ -280,7 +322,7 @@ class _Writer:
             tile.pair.add(tile.place, probability)
         finished = [tile.pair for tile in batch.tiles if tile.place.last]
         if finished:
-            self._record.write([(_about(pair), pair.mask) for pair in finished])
+            self._record.write([(_about(pair), pair.mask, pair.tags) for pair in finished])
         self.finish(finished)
 
     def finish(self, pairs: Sequence[object]) -> None:

@@ -6,6 +6,7 @@ complete on disk. They are renamed after that; the next run renames those that a
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,17 +66,18 @@ class Record:
     output: Path
     journal: Journal[Entry]
     written: dict[str, Written]  # by the pair's name
+    skipped: frozenset[str] = frozenset()  # pairs whose outputs other runs wrote, which are left as they are
 
-    def write(self, masks: Sequence[tuple[Written, Mask]]) -> None:
-        """Writes masks, bool (H, W), and records them; after a StorageError, masks written before stay."""
-        paths = [progress_folder(self.output) / f"{about.name}.png" for about, _ in masks]
+    def write(self, masks: Sequence[tuple[Written, Mask, Mapping[str, str]]]) -> None:
+        """Writes masks, bool (H, W), with tags, and records them; after a StorageError, masks written before stay."""
+        paths = [progress_folder(self.output) / f"{about.name}.png" for about, _, _ in masks]
         with resumable_errors(self.output):
-            for path, (_, mask) in zip(paths, masks, strict=True):
+            for path, (_, mask, tags) in zip(paths, masks, strict=True):
                 part = path.with_suffix(".part")  # a file with the mask's name is always complete
-                write_mask(part, mask)
+                write_mask(part, mask, tags)
                 sync(part)
                 part.replace(path)
-        self.note([about for about, _ in masks])
+        self.note([about for about, _, _ in masks])
 
     def note(self, masks: Sequence[Written]) -> None:
         """Records outputs that are complete in :func:`progress_folder`, then renames them."""
@@ -106,7 +108,9 @@ def stamp_of(source: Source) -> Stamp:
 
 
 @contextmanager
-def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, str], force: bool) -> Iterator[Record]:
+def open_record(
+    output: Path, settings: dict[str, str], outputs: Mapping[str, str], *, force: bool, skip_existing: bool = False
+) -> Iterator[Record]:
     """Opens or creates the record of ``output``; it is removed when the block succeeds.
 
     Args:
@@ -114,6 +118,7 @@ def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, st
         settings: The settings that the outputs depend on.
         outputs: The file name of each pair's output, by the pair's name.
         force: Start over if the record has other settings or cannot be read.
+        skip_existing: Leave outputs that are not in the record as they are, instead of refusing to start.
 
     Raises:
         UsageError: Another run is writing to ``output``, the record is damaged or has other settings, or an output
@@ -121,20 +126,21 @@ def open_record(output: Path, settings: dict[str, str], outputs: Mapping[str, st
         StorageError: A write fails.
     """
     folder, header = progress_folder(output), Header(SCHEMA.format, settings)
-    if not folder.exists():
+    if not folder.exists() and not skip_existing:
         _refuse(output, outputs, {}, force)
     busy = f"another run is writing {output}; wait for it, or choose another -o"
     with open_journal(folder / "journal.jsonl", SCHEMA, busy, force=force) as journal:
         lines = _resumed(journal.entries, header, output, force)
         named = {mask.name: mask for line in lines or () for mask in line.masks}
-        _refuse(output, outputs, named, force)
+        skipped = _foreign(output, outputs, named) if skip_existing else []
+        _refuse(output, {pair: name for pair, name in outputs.items() if pair not in skipped}, named, force)
         if lines is None:
             with resumable_errors(folder):
                 _clear(folder)
             journal.start_over(header)
         elif journal.entries[0] != header:  # written by an older version: convert it to this one's format
             journal.rewrite([header, *lines])
-        record = Record(output, journal, named)
+        record = Record(output, journal, named, frozenset(skipped))
         record.publish(lines[-1].masks if lines else ())
         yield record
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,9 +156,14 @@ def _clear(folder: Path) -> None:
 
 
 def _refuse(output: Path, outputs: Mapping[str, str], own: dict[str, Written], force: bool) -> None:
-    for pair, name in outputs.items():
-        if pair not in own or own[pair].file != name:
-            refuse_existing(output / name, force)
+    for pair in _foreign(output, outputs, own):
+        refuse_existing(output / outputs[pair], force)
+
+
+def _foreign(output: Path, outputs: Mapping[str, str], own: dict[str, Written]) -> list[str]:
+    """Returns the pairs whose outputs exist, but are not in the record ``own``."""
+    others = [pair for pair, name in outputs.items() if pair not in own or own[pair].file != name]
+    return [pair for pair in others if os.path.lexists(output / outputs[pair])]
 
 
 def _resumed(entries: Sequence[Entry], asked: Header, output: Path, force: bool) -> list[_Line] | None:

@@ -51,6 +51,7 @@ def predict_files(
     tuned: bool = True,
     force: bool = False,
     overlap: int | None = None,
+    threshold: float | None = None,
 ) -> Prediction:
     """Writes the change mask of a pair as PNG (0 and 255), atomically.
 
@@ -63,6 +64,7 @@ def predict_files(
         tuned: Whether to use the settings saved by ``misgnet-run tune``.
         force: Whether to replace ``output``.
         overlap: Pixels that neighbouring tiles share (default: the bundle's).
+        threshold: Probability above which a pixel is changed (default: the bundle's).
 
     Raises:
         InputError: The bundle or an image is invalid.
@@ -75,7 +77,8 @@ def predict_files(
     pixels = bundle.manifest.interface.pixels
     images = read_pair(before_path, after_path, pixels)
     warn_of_images(before_path, after_path, current(), pixels)
-    options = SceneOptions(execution=ExecutionOptions(streams=1), overlap=overlap, force=force)
+    options = SceneOptions(execution=ExecutionOptions(streams=1), overlap=overlap, force=force, threshold=threshold)
+    options.check_values()
     with open_detector(bundle, engine, options.execution, optimise_for="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, manifest=bundle.manifest, options=options)
 
@@ -118,7 +121,7 @@ def predict_images(
     detector, entry, reason = opened
     batch = options.batch_of(entry, detector.interface, detector.batch)
     probability = detector.scene_probability(before, after, overlap=options.overlap_of(manifest), batch=batch)
-    mask = probability > manifest.threshold
+    mask = probability > options.threshold_of(manifest)
     with replace_file(output, force=options.force) as temporary:
         write_mask(temporary, mask)
     height, width = mask.shape

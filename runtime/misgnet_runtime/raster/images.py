@@ -6,7 +6,7 @@ import filecmp
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from misgnet_runtime.callables import Image, Mask
 from misgnet_runtime.errors import InputError, UnreadableError, UsageError
@@ -214,9 +215,18 @@ def check_mask_name(path: Path) -> None:
         )
 
 
-def write_mask(path: Path, mask: Mask) -> None:
-    """Writes bool (H, W) as an 8-bit PNG with the values 0 and 255."""
-    PIL.Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG")
+def write_mask(path: Path, mask: Mask, tags: Mapping[str, str] | None = None) -> None:
+    """Writes bool (H, W) as an 8-bit PNG with the values 0 and 255, and ``tags`` as its texts."""
+    texts = PngInfo()
+    for name, text in (tags or {}).items():
+        texts.add_itxt(name, text)
+    PIL.Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path, format="PNG", pnginfo=texts)
+
+
+def read_mask_tags(path: Path) -> dict[str, str]:
+    """Returns the texts of a PNG; raises InputError if it cannot be read."""
+    with _opened(path) as image:
+        return {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
 
 
 def _decode(path: Path, *, wide: bool = True) -> PIL.Image.Image:

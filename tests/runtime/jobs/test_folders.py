@@ -207,7 +207,7 @@ def test_a_partly_written_mask_is_never_renamed(place: Place, monkeypatch: pytes
     whole = place.masks()
     write_image(place.after / "c.png", images(*SIZES["c"], seed=9)[1])
 
-    def half(path: Path, _: object) -> None:
+    def half(path: Path, *_: object) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -316,3 +316,69 @@ def test_the_command_reports_pairs_and_refuses_options_for_geotiffs(
     (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (found["pairs"], found["resumed"], type(found["pairs_per_second"])) == (6, 0, float)
     assert command("predict", place.bundle, place.before, place.after / "a.png", "-o", place.out) == 4
+
+
+def skipping(place: Place, caplog: pytest.LogCaptureFixture, **asked: Any) -> tuple[FolderReport, list[str]]:
+    """Runs with --skip-existing; also returns the warnings."""
+    caplog.clear()
+    report = predict_folders(
+        place.bundle, place.before, place.after, place.out, SceneOptions(**asked), skip_existing=True,
+        opener=place.opener,
+    )  # fmt: skip
+    return report, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_pairs_added_later_are_done_without_touching_finished_ones(
+    place: Place, caplog: pytest.LogCaptureFixture, batches: list[int]
+) -> None:
+    place.run()
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in place.out.iterdir()}
+    for folder, pixels in zip((place.before, place.after), images(40, 90, seed=11), strict=True):
+        write_image(folder / "new.png", pixels)
+    batches.clear()
+    report, warnings = skipping(place, caplog)
+    assert (report.pairs, report.skipped, warnings) == (1, len(SIZES), [])
+    assert sum(batches) == 2  # the tiles of the new pair
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    with Image.open(place.out / "new.png") as mask:
+        assert (np.asarray(mask) == 255 * (expected(*images(40, 90, seed=11)) > 0.5)).all()
+    assert f"1 pair, {len(SIZES)} existing skipped, " in report.line(place.out)
+
+
+def test_skipped_outputs_of_other_runs_are_named(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.run(threshold=0.25)
+    write_image(place.after / "a.png", images(*SIZES["a"], seed=77)[1])
+    Image.new("L", (64, 64)).save(place.out / "e.png")
+    (place.out / "f.png").write_bytes(b"not a picture")
+    _, warnings = skipping(place, caplog, threshold=0.25)
+    assert [text.split("; remove")[0] for text in warnings] == [
+        "a.png is skipped, but AFTER changed since it was written",
+        "e.png is skipped, but it does not state which run wrote it",
+        f"f.png is skipped, but it cannot be read: image {place.out / 'f.png'} cannot be read: cannot identify image "
+        f"file {str(place.out / 'f.png')!r}",
+    ]
+    _, warnings = skipping(place, caplog)
+    assert warnings[1].startswith("b.png is skipped, but it was written with --threshold 0.25, and now it is not set;")
+    edit(place.bundle, lambda m: m.update(threshold=0.4))
+    _, warnings = skipping(place, caplog, threshold=0.25)
+    assert "b.png is skipped, but it was written with the bundle " in warnings[1]
+
+
+def test_existing_outputs_cannot_be_skipped_and_replaced(place: Place) -> None:
+    place.run()
+    with pytest.raises(UsageError, match="--skip-existing keeps existing outputs, and --force replaces them"):
+        predict_folders(
+            place.bundle, place.before, place.after, place.out, SceneOptions(force=True), skip_existing=True,
+            opener=place.opener,
+        )  # fmt: skip
+
+
+def test_an_interrupted_run_that_skips_is_resumed(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_and_interrupt(place, monkeypatch)
+    (place.out / "e.png").write_bytes(b"another's")
+    report, warnings = skipping(place, caplog)
+    assert (report.pairs, report.skipped, report.resumed) == (5, 1, 3)
+    assert len(warnings) == 1 and (place.out / "e.png").read_bytes() == b"another's"
+    assert not (place.out / ".progress").exists()

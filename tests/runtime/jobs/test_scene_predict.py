@@ -108,6 +108,25 @@ def test_the_map_is_the_engines_output(place: Place) -> None:
     assert place.names() == {"change.tif", "p.tif", "change.gpkg", "look.png"}
 
 
+def test_another_threshold_is_recorded_and_not_taken_for_the_bundles(place: Place) -> None:
+    edit(place.bundle, lambda m: m.update(metrics={"engines": [{"engine": "cpu-float32", "scores": {"f1": 0.875}}]}))
+    place.run()
+    with rasterio.open(place.change) as change:
+        assert change.tags()["MISGNET_BUNDLE_F1"] == "0.8750 at threshold 0.5"
+    place.run(SceneOptions(threshold=0.02), place.out / "low.tif")
+    with rasterio.open(place.out / "low.tif") as change:
+        assert np.array_equal(change.read(1), difference() > 0.02)
+        assert change.tags()["MISGNET_THRESHOLD"] == "0.02"
+        assert change.tags()["MISGNET_BUNDLE_F1"] == "0.8750 at threshold 0.5; not measured at threshold 0.02"
+    assert (difference() > 0.02).sum() > (difference() > 0.5).sum()
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(place: Place, threshold: float) -> None:
+    with pytest.raises(UsageError, match=r"--threshold is .*; expected 0 to 1"):
+        place.run(SceneOptions(threshold=threshold))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (64, 64), (65, 40), (130, 129)])
 @pytest.mark.parametrize("overlap", [0, 16, 32])
 def test_scenes_of_any_size_are_predicted(place: Place, size: tuple[int, int], overlap: int) -> None:

@@ -81,7 +81,7 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
     """
     options.check()
     output = Path(os.path.realpath(output))
-    scenes = options.shard.of(read_table(table, options.words, output))
+    scenes = options.shard.of(read_table(table, options.common(), output))
     bundle = read_bundle(bundle_path)
     with open_record(output, options.shard) as record:
         tasks, earlier = _due(scenes, bundle, record, output, options)

@@ -71,6 +71,11 @@ class SceneOptions:
         "`misgnet-run info`).",
         changes_output=True,
     )  # fmt: skip
+    threshold: float | None = option(
+        None, help="Probability above which a pixel is changed (default: the bundle's threshold, at which its F1 was "
+        "measured).",
+        minimum=0, maximum=1, changes_output=True,
+    )  # fmt: skip
     execution: ExecutionOptions = group(ExecutionOptions, panel=OUTPUT_PANEL)
     tuned: bool = option(True, help="Ignore settings saved by `misgnet-run tune`.")
     restart: bool = option(False, help="Discard saved progress and start over.", panel=OUTPUT_PANEL)
@@ -94,6 +99,8 @@ class SceneOptions:
     def check_values(self) -> None:
         """Raises UsageError for invalid values, except file names of outputs."""
         check(self)
+        if self.coregister not in (None, "shift"):
+            raise UsageError(f"--coregister is {self.coregister}; expected shift")
         for prefix, declared in (("", self.both), ("before_", self.before), ("after_", self.after)):
             declared.check(prefix)
 
@@ -120,6 +127,10 @@ class SceneOptions:
     def files(self) -> list[Path]:
         """Returns the files, besides both dates, that the outputs depend on."""
         return [self.aoi] if self.aoi else []
+
+    def threshold_of(self, manifest: Manifest) -> float:
+        """Returns the probability above which a pixel is changed: as requested, else as the bundle states."""
+        return manifest.threshold if self.threshold is None else self.threshold
 
     def products(self) -> dict[str, Path]:
         """Returns the requested outputs other than the change raster, by option."""

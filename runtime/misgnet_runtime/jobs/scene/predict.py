@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -67,12 +67,13 @@ def predict_opened(
     options: SceneOptions,
     log: EventLog,
     progress: Progress | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> SceneReport:
     """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine, in another thread.
 
     It does so while the pixels are inspected, after all other checks. For an engine that stays open for many scenes,
     ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and quick look
-    are read from the same open file.
+    are read from the same open file. ``tags`` are added to those of the outputs.
     """
     options.check(output)
     if options.vector:
@@ -99,7 +100,7 @@ def predict_opened(
             run = Run(
                 bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
                 entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
-                tuned_batch=detector.batch,
+                tuned_batch=detector.batch, tags=dict(tags or {}),
             )  # fmt: skip
             report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
         except KeyboardInterrupt:

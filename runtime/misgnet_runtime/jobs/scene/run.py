@@ -8,6 +8,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
 from misgnet_runtime.bundle.reader import Bundle
+from misgnet_runtime.bundle.results import stated_f1, threshold_note
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UnreadableError
 from misgnet_runtime.formatting import format_change, plural
@@ -100,6 +101,10 @@ class Run:
         return self.options.overlap_of(self.bundle.manifest)
 
     @property
+    def threshold(self) -> float:
+        return self.options.threshold_of(self.bundle.manifest)
+
+    @property
     def layout(self) -> Layout:
         grid = self.inputs.grid
         return lay_out(grid.height, grid.width, self.interface.tile, self.overlap, grid.anchor)
@@ -147,6 +152,8 @@ def run_pair(
             pair=pair, scalings=run.inputs.scalings, layout=run.layout, batch=run.batch, streams=run.streams,
             tally=tally, journal=journal, region=run.inputs.ground.region, progress=progress,
         )  # fmt: skip
+        if note := threshold_note(run.bundle, run.entry.name, run.threshold):
+            log.info(note)
         work = compute(task)
         published = _publish(run, task, settings)
         for warning in tally.warnings():
@@ -186,7 +193,7 @@ class _Published:
 
 def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
     """Writes all outputs under temporary names and renames them when all are complete."""
-    options, inputs, threshold = run.options, run.inputs, run.bundle.manifest.threshold
+    options, inputs, threshold = run.options, run.inputs, run.threshold
     probabilities = Probabilities(task.journal.path, inputs.grid.height, inputs.grid.width)
     writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, task.tally), options.cog)
     with staged(run.outputs) as paths:
@@ -213,12 +220,14 @@ def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
 def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
     """Returns the outputs' tags; no timestamps, so that equal runs write equal bytes."""
     manifest = run.bundle.manifest
+    f1 = stated_f1(run.bundle, run.entry.name, run.threshold)
     return {
         "MISGNET_BUNDLE_VERSION": str(manifest.bundle_version),
         "MISGNET_BUNDLE_SHA256": settings["the bundle"],
         "MISGNET_WEIGHTS_SHA256": manifest.source_weights_sha256,
         "MISGNET_ENGINE": settings["the engine"],
-        "MISGNET_THRESHOLD": f"{manifest.threshold:g}",
+        "MISGNET_THRESHOLD": f"{run.threshold:g}",
+        **({"MISGNET_BUNDLE_F1": f1} if f1 else {}),
         "MISGNET_OVERLAP": settings["--overlap"],
         "MISGNET_ALIGNED": settings["--align"],
         **_date_tags("before", run.inputs.before),
