@@ -122,8 +122,11 @@ def _checked(shapely: Any, polygons: NDArray[Any]) -> tuple[NDArray[Any], int]:
         reason = f"a polygon of {counts[wrong[0]]:,} vertices is invalid: {shapely.is_valid_reason(polygons[wrong[0]])}"
         raise ValueError(f"{reason}; repair it, such as with Fix geometries in QGIS")
     repaired = shapely.get_parts(shapely.make_valid(polygons[~valid]))
-    kept = repaired[shapely.get_type_id(repaired) == _POLYGON]  # lines and points of no area are dropped
-    return np.concatenate([polygons[valid], kept]), int(np.count_nonzero(~valid))
+    kept = repaired[shapely.get_type_id(repaired) == _POLYGON]  # lines and points have no area
+    found = np.concatenate([polygons[valid], kept])
+    if not len(found):
+        raise ValueError("it has no polygon with an area")
+    return found, int(np.count_nonzero(~valid))
 
 
 def _check_amount(polygons: int, vertices: int) -> None:
