@@ -34,7 +34,7 @@ GEOTIFF_DIRECTORIES = 1_024
 
 AREA_BYTES = 16 * _MIB
 AREA_POLYGONS = 1_000
-AREA_VERTICES = 50_000
+AREA_VERTICES = 20_000
 AREA_CRS_BYTES = 64 * _KIB
 
 PICKLE_BYTES = 4 * _MIB
@@ -199,9 +199,9 @@ READERS = (
     Reader(name="area", file="area of interest (`--aoi`)",
            how="GeoJSON as JSON of known fields; GeoPackage by SQLite, from plain tables only, "
            "without functions, views and extensions", limits=(
-        Limit("", AREA_BYTES, "bytes", "50,000 vertices of 40 characters have 2 MB"),
+        Limit("", AREA_BYTES, "bytes", "20,000 vertices of 40 characters have 1 MB"),
         Limit("polygons", AREA_POLYGONS, "", "each may cover the whole scene"),
-        Limit("vertices", AREA_VERTICES, "", "time to check a ring may grow with their square"),
+        Limit("vertices", AREA_VERTICES, "", "time to check and to cut a ring may grow with their square"),
         Limit("of a coordinate system's definition", AREA_CRS_BYTES, "bytes", "one has 2 kB"),
     ), seconds=30, mebibytes=768),
     Reader(name="features", file="features of a date",

@@ -173,7 +173,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {"type": "MultiPolygon", "coordinates": [[RING]] * (AREA_POLYGONS + 1)}, "more than 1,000 polygons",
     ),
     "too many vertices": (
-        {"type": "Polygon", "coordinates": [[[0, 0]] * (AREA_VERTICES + 1)]}, "50,000 vertices",
+        {"type": "Polygon", "coordinates": [[[0, 0]] * (AREA_VERTICES + 1)]}, "20,000 vertices",
     ),
     "a list": ([1], "not GeoJSON"),
 }  # fmt: skip

@@ -36,15 +36,16 @@ def place_area(area: AreaOfInterest, grid: Grid) -> Outlines:
             f"area {area.path} has coordinates on the ground, but the scene is {grid}; use georeferenced rasters, or "
             "crop both dates to the area instead"
         )
-    extent = _extent(area, grid)
-    shapely = load_shapely("--aoi")
-    near = _near(shapely, area, extent)
-    if grid.crs != area.crs and len(near):
-        near = shapely.segmentize(near, float(shapely.length(near).sum()) / _POINTS)
-    placed = Outlines(shapely.transform(near, lambda points: _in_pixels(points, area.crs, grid)))
-    if not len(near) or not np.isfinite(shapely.bounds(placed.polygons)).all():
-        raise _no_overlap(shapely, area, extent)
-    if not count_pixels(placed, grid.height, grid.width):
+    extent, shapely = _extent(area, grid), load_shapely("--aoi")
+    try:
+        near = _near(shapely, area, extent)
+        if grid.crs != area.crs and len(near):
+            near = shapely.segmentize(near, float(shapely.length(near).sum()) / _POINTS)
+        placed = Outlines(shapely.transform(near, lambda points: _in_pixels(points, area.crs, grid)))
+    except (shapely.errors.ShapelyError, *_projection_errors()) as error:
+        raise InputError(f"area {area.path} cannot be transformed to the scene, {grid}: {error}") from error
+    known = len(near) and np.isfinite(shapely.bounds(placed.polygons)).all()
+    if not known or not count_pixels(placed, grid.height, grid.width):
         raise _no_overlap(shapely, area, extent)
     return placed
 
@@ -108,6 +109,11 @@ def _no_overlap(shapely: Any, area: AreaOfInterest, extent: _Box) -> InputError:
         f"area {area.path} covers no pixel of the scene: in {_name(area)}, the area reaches {found}, the scene "
         f"{scene}; check the coordinate system of the area"
     )
+
+
+def _projection_errors() -> tuple[type[Exception], ...]:
+    rasterio = load_rasterio("--aoi")
+    return rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError  # the latter are PROJ's errors
 
 
 def _name(area: AreaOfInterest) -> str:
