@@ -166,7 +166,7 @@ def _speed(row: Row, *engines: str) -> str:
 
 def _each(engines: dict[str, Comparison], text: Any) -> str:
     found = [text(name, engine) for name, engine in engines.items()]
-    return ", ".join(filter(None, found)) or "no INT8 engine"
+    return ", ".join(filter(None, found)) or "n/a"
 
 
 def _way(row: Row) -> str:

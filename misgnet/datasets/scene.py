@@ -213,7 +213,7 @@ def _check_written(path: Path, dataset: Any) -> None:
 
     An interrupted writer leaves such blocks, and GDAL reads them as zeros. With a nodata value they are nodata.
     """
-    blocks = Blocks.of(LocalFile(path), dataset)
+    blocks = Blocks.of(LocalFile(path), nodata=dataset.nodata is not None)
     count = int(blocks.tiff.image.absent.sum())
     if count and not blocks.nodata:
         raise UnreadableError(

@@ -3,8 +3,10 @@
     from misgnet_runtime import open_bundle
 
     with open_bundle("bundle") as bundle:
-        change = bundle.predict(before, after)  # both dates, each uint8 (H, W, 3)
+        change = bundle.predict(before, after)  # arrays, each uint8 (H, W, 3), Pillow images or paths
         change.mask, change.probability  # (H, W)
+        scene = bundle.predict_scene("before.tif", "after.tif")  # GeoTIFFs of any size
+        scene.mask, scene.polygons, scene.save("change.tif")
 
 The names in ``__all__`` are the public API: ``open_bundle`` and the classes that it returns, every error that is raised
 on purpose (see :mod:`misgnet_runtime.errors`), and the version. All other names and modules of this package are
@@ -33,7 +35,7 @@ from misgnet_runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from misgnet_runtime.api import BundleSession, ChangeMap, open_bundle
+    from misgnet_runtime.api import BundleSession, ChangeMap, SceneResult, open_bundle
 
     __version__: str
 
@@ -45,6 +47,7 @@ __all__ = [
     "InputError",
     "LockTimeoutError",
     "MisgnetError",
+    "SceneResult",
     "ScenesFailed",
     "StorageError",
     "UnavailableError",
@@ -53,7 +56,12 @@ __all__ = [
     "__version__",
     "open_bundle",
 ]
-_OF_API = ("BundleSession", "ChangeMap", "open_bundle")  # imported at first use: their imports take a second
+_OF_API = (
+    "BundleSession",
+    "ChangeMap",
+    "SceneResult",
+    "open_bundle",
+)  # imported at first use: their imports take a second
 
 # Since version 1.29, official builds of ONNX Runtime send device and model information to their vendor. They read this
 # variable only once, when they are first imported. Child processes inherit it.

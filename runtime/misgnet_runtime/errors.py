@@ -5,6 +5,7 @@ MisgnetError            1  a bug, unless it is one of the classes below
 ├── GateFailed          3  a measured value is outside the allowed limit
 ├── InputError          4  a file or folder is missing, damaged or invalid
 │   ├── StorageError    4  a result cannot be written: the disk is full or refuses access
+│   ├── NetworkError    4  a server cannot be reached, or has a temporary error, after all retries
 │   ├── LockTimeoutError 4  another process held a lock for longer than --lock-timeout
 │   └── UnreadableError 4  more of one date's raster is unreadable than --max-unreadable allows
 ├── UnavailableError    5  a device, driver or library is missing on this machine
@@ -44,6 +45,10 @@ class InputError(MisgnetError):
 
 class StorageError(InputError):
     """Reports a disk that is full or refuses access. The inputs are valid: the same call may succeed later."""
+
+
+class NetworkError(InputError):
+    """Reports a server that cannot be reached or has a temporary error. The same call may succeed later."""
 
 
 class LockTimeoutError(InputError):

@@ -15,10 +15,10 @@ def format_change(share: float | None, valid: float) -> str:
     """
     if share is None:
         return "no valid pixels"
-    return f"{100 * share:.2f} % changed of valid pixels, {_percent(valid)} valid"
+    return f"{100 * share:.2f} % changed of valid pixels, {format_percent(valid)} valid"
 
 
-def _percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Formats a percentage with two decimals; 100 % and 0 % appear only for exactly all and exactly none."""
     text = f"{100 * share:.2f} %"
     if share < 1 and text == "100.00 %":

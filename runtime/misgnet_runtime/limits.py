@@ -36,6 +36,7 @@ AREA_BYTES = 16 * _MIB
 AREA_POLYGONS = 1_000
 AREA_VERTICES = 20_000
 AREA_CRS_BYTES = 64 * _KIB
+REMOTE_BYTES = 8 * _GIB
 
 PICKLE_BYTES = 4 * _MIB
 PICKLE_STEPS = 1_000_000
@@ -75,6 +76,11 @@ COMPILED_GRAPH_BYTES = 512 * _MIB
 COMPILED_GRAPHS_BYTES = 1 * _GIB
 COMPILED_KERNELS_BYTES = 256 * _MIB
 COMPILED_KERNELS_TOTAL_BYTES = 1 * _GIB
+
+STAC_ITEM_BYTES = 1 * _MIB
+STAC_ASSETS = 512
+STAC_BANDS = 512
+STAC_TEXT = 4_096
 
 TABLE_BYTES = 64 * _MIB
 TABLE_LINES = 200_000
@@ -189,6 +195,12 @@ READERS = (
         Limit("blocks", GEOTIFF_BLOCKS, "", "1 or 2 bytes of memory each; 256 px blocks make 10^12 pixels"),
         Limit("images, overviews and masks", GEOTIFF_DIRECTORIES, "", "a real file has about 30"),
     ), seconds=20, mebibytes=1_536),
+    Reader(name="stac-item", file="STAC Item", how="JSON; fields of known types, other fields are skipped", limits=(
+        Limit("", STAC_ITEM_BYTES, "bytes", "an item of Sentinel-2 has 60 kB"),
+        Limit("assets", STAC_ASSETS, "", "an item of Sentinel-2 has 40"),
+        Limit("bands of an asset", STAC_BANDS, "", "hyperspectral sensors have 300"),
+        Limit("characters of a text", STAC_TEXT, "", "signed addresses have 1,000"),
+    ), seconds=2, mebibytes=128),
     Reader(name="golden", file="golden and evaluation tiles, saved activation statistics",
            how="`.npz` without pickles, stored or "
            "deflated, opened by one zip reader", limits=(

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,8 +76,16 @@ class EventLog(_Adapter):
     become fields.
     """
 
-    def __init__(self, logger: logging.Logger, fields: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, logger: logging.Logger, fields: dict[str, object] | None = None, warnings: list[str] | None = None
+    ) -> None:
         super().__init__(logger, fields or {})
+        self.warnings = warnings  # those that were logged, if this log remembers them
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if level >= logging.WARNING and self.warnings is not None:
+            self.warnings.append(str(msg) % args if args else str(msg))
+        super().log(level, msg, *args, **kwargs)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         standard = {name: kwargs.pop(name) for name in _STANDARD if name in kwargs}
@@ -86,7 +94,11 @@ class EventLog(_Adapter):
 
     def bind(self, **fields: object) -> EventLog:
         """Returns a log that adds ``fields`` to every event."""
-        return EventLog(self.logger, {**(self.extra or {}), **fields})
+        return EventLog(self.logger, {**(self.extra or {}), **fields}, self.warnings)
+
+    def remembering(self, earlier: Iterable[str] = ()) -> EventLog:
+        """Returns a log that writes as this one, and remembers its warnings besides ``earlier`` ones."""
+        return EventLog(self.logger, dict(self.extra or {}), [*earlier])
 
     def result(self, lines: list[str], **figures: Any) -> None:
         """Logs a result: ``lines`` in text format, ``figures`` as fields in JSON."""
@@ -189,6 +201,7 @@ class _ListHandler(logging.Handler):
 
 
 _LOGGER = logging.getLogger("misgnet")
+_LOGGER.addHandler(logging.NullHandler())  # else Python prints warnings to stderr in programs that set up no logging
 _HANDLER = _StreamHandler()
 _FORMATTERS: dict[LogFormat, logging.Formatter] = {"text": TextFormatter(), "json": JsonFormatter()}
 

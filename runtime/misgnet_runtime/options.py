@@ -52,6 +52,7 @@ class Option:
     maximum: float | None = None
     suffixes: tuple[str, ...] = ()  # accepted suffixes of a file name
     changes_output: bool = False  # whether a run with another value cannot resume this one
+    omit_default: bool = False  # whether records leave out the default: those of older versions lack the option
     recorded_as: str | None = None  # the setting that records the resolved value instead of this option
 
 
@@ -259,6 +260,12 @@ def settings(options: Any, **resolved: Any) -> dict[str, str]:
         name: resolved.get(name, one.value_in(options))
         for name, one in stated(type(options)).items()
         if name in resolved or (one.option.changes_output and not one.option.recorded_as)
+    }
+    known = stated(type(options))
+    found = {
+        name: value
+        for name, value in found.items()
+        if not (known[name].option.omit_default and value == known[name].default)
     }
     return {name: _recorded(value) for name, value in found.items() if value is not None}
 

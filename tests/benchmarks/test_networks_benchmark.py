@@ -68,7 +68,7 @@ def test_row_that_failed_says_why_and_has_as_many_cells() -> None:
 
 def test_random_weights_have_neither_f1_nor_a_ratio() -> None:
     (line,) = (line for line in table(report(structs.replace(ROW, trained=False))).splitlines() if "123" in line)
-    assert cells(line)[8:12] == ["random weights", "1e-06", "no INT8 engine", "99.80"]
+    assert cells(line)[8:12] == ["random weights", "1e-06", "n/a", "99.80"]
 
 
 def test_notes_are_listed_once_with_their_network() -> None:

@@ -49,7 +49,7 @@ def run_folders(root: Path) -> None:
     predict_folders(root / "bundle", root / "in/before", root / "in/after", root / "out", options)
 
 
-_PRODUCTS = {"probability": "p.tif", "vector": "v.gpkg", "quicklook": "q.png"}
+_PRODUCTS = {"probability": "p.tif", "vector": "v.gpkg", "quicklook": "q.png", "report": "r.html"}
 
 
 def _rasters(root: Path, *names: str, height: int = 150) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from readers import Prepared
 
+from misgnet_runtime.errors import InputError
+
 
 def scene_journal(folder: Path) -> Prepared:
     from misgnet_runtime.jobs.journal import Raw, open_journal, progress_folder, was_published
@@ -185,3 +187,25 @@ def table(folder: Path) -> Prepared:
     header = "id,before,after,output,quicklook,vector,overlap,min_area,before_bands,scale,stretch,align"
     rows = ['s1,a.tif,b.tif,north/s1.tif,yes,s1.gpkg,16,2.5,"1,2,3",0.5,,yes', 's2,../a.tif,/b.tif,,,,,,,,"2,98",']
     return read, ["\n".join([header, *rows, ""]).encode(), b"\xef\xbb\xbfid,before,after\n\xc3\xa4,a,b\n"]
+
+
+def stac_item(folder: Path) -> Prepared:
+    from misgnet_runtime.raster.remote import RemoteOptions
+    from misgnet_runtime.raster.stac.locate import locate_item
+    from support.stac import item_json, single_band_assets
+
+    path = folder / "item.json"
+    together = {"data": {"href": "/a.tif", "nodata": "nan", "bands": [{"eo:common_name": "red", "raster:scale": 0.1}]}}
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        for assets in (None, ("red", "green", "blue")):
+            try:
+                date = locate_item(str(path), assets, RemoteOptions())
+            except InputError:
+                continue
+            assert all(found.is_relative_to("/") and "://" not in str(found) for found in date.paths)
+            for file in date.files:
+                file.stated.of(len(file.stated.bands) or 3, None, "a file")
+
+    return read, [item_json(single_band_assets()), item_json(together)]

@@ -90,6 +90,7 @@ TARGETS = {
     "plans": Target(of_devices.plans, any_of(_json, _bytes)),
     "tuning": Target(of_bundles.tuning, any_of(_json, _bytes)),
     "table": Target(of_records.table, any_of(damage.damaged_table, damage.damaged_table, _csv)),
+    "stac-item": Target(of_records.stac_item, any_of(_json, _json, _bytes)),
     "manifest-names": Target(of_families.manifest_names, of_families.renamed, 768),
     "geotiff-families": Target(of_families.geotiff, of_families.rasters, 1536, seconds=20),
     "table-families": Target(of_families.table, of_families.tables, seconds=20),

@@ -27,7 +27,7 @@ TARGETS = [
     "images",
     "geotiff", "area", "scene-journal", "folder-record", "watch-journal", "batch-record", "dataset-record", "features",
     "golden", "evaluation", "observations", "plans", "tuning", "table", "manifest-names", "geotiff-families",
-    "table-families",
+    "table-families", "stac-item",
 ]  # fmt: skip
 MINUTES = os.environ.get("MISGNET_FUZZ_MINUTES")
 

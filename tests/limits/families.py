@@ -527,6 +527,25 @@ def record_of_many_lines(path: Path, _over: bool) -> None:
 # Tables of scenes
 
 
+def _stac_item(_folder: Path) -> Read:
+    from misgnet_runtime.raster.remote import RemoteOptions
+    from misgnet_runtime.raster.stac.locate import locate_item
+
+    return lambda path: locate_item(str(path), None, RemoteOptions())
+
+
+def stac_item(unit: Callable[[int], str], *, before: str = "", after: str = "") -> Callable[[Path, bool], None]:
+    """Returns a maker of items with as many repetitions of a unit as the limit of bytes admits, or over it."""
+    head = '{"type":"Feature","stac_version":"1.1.0","id":"a","properties":{},"assets":{' + before
+
+    def make(path: Path, over: bool) -> None:
+        most = MIB + 1_000 if over else MIB - 1_000
+        size = len(unit(1 << 19)) + 1
+        path.write_text(head + ",".join(unit(number) for number in range(most // size)) + after + "}}")
+
+    return make
+
+
 def _table(folder: Path) -> Read:
     from misgnet_runtime.jobs.batch.table import read_table
 
@@ -908,5 +927,13 @@ FAMILIES: dict[str, Family] = {
     "policy-dotted": Family("policy", _policy, policy("[c{number}{parts}]\n", "d{parts} = 1\n", dots=60)),
     "policy-quoted": Family("policy", _policy, policy('"="{parts} = 1\n', dots=2_000)),
     **{name: Family("area", _area, make, name == "area-positions") for name, make in AREAS.items()},
+    "stac-assets": Family("stac-item", _stac_item, stac_item(lambda n: f'"{n}":{{"href":""}}'), has_over=True),
+    "stac-bands": Family("stac-item", _stac_item, stac_item(
+        lambda _: "{}", before='"a":{"href":"","bands":[', after="]}"), has_over=True),
+    "stac-values": Family("stac-item", _stac_item, stac_item(
+        lambda n: f'{{"name":"{n}","nodata":1,"scale":1,"offset":1,"unit":"{n}"}}',
+        before='"a":{"href":"","eo:bands":[', after="]}"), has_over=True),
+    "stac-depth": Family("stac-item", _stac_item, stac_item(
+        lambda _: "[" * 400_000, before='"a":{"href":"","x":', after="}")),
     **{name: Family("table", _table, make, name == "table-scenes", name in SLOW) for name, make in TABLES.items()},
 }  # fmt: skip

@@ -22,7 +22,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine_of(session: BundleSession) -> Any:
-    detector: ChangeDetector = session._detector
+    detector: ChangeDetector = session._opened.detector
     return detector.engine
 
 

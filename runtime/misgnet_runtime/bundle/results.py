@@ -43,7 +43,7 @@ def threshold_note(bundle: Bundle, engine: str, threshold: float) -> str | None:
 
 
 def stated_f1(bundle: Bundle, engine: str, threshold: float) -> str | None:
-    """Returns the F1 that the bundle states for an engine, and whether it is that of ``threshold``; None if unknown."""
+    """Returns the F1 that the bundle states for an engine, and whether it holds at ``threshold``; None if unknown."""
     result = engine_results(bundle).get(engine)
     if result is None or result.f1 is None:
         return None

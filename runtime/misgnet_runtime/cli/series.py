@@ -30,7 +30,9 @@ class _EncodeOptions:
 @takes_options
 def encode(
     bundle: _Bundle,
-    raster: Annotated[Path, typer.Argument(help="GeoTIFF of one date, of any size.")],
+    raster: Annotated[
+        str, typer.Argument(help="GeoTIFF of one date, of any size: a path or, with --remote, an address.")
+    ],
     *,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File of features to write, for series; its name ends in .features.")
@@ -51,9 +53,11 @@ def encode(
 @takes_options
 def series(
     bundle: _Bundle,
-    reference: Annotated[Path, typer.Argument(help="GeoTIFF of the earliest date, of any size.")],
+    reference: Annotated[
+        str, typer.Argument(help="GeoTIFF of the earliest date, of any size: a path or, with --remote, an address.")
+    ],
     dates: Annotated[
-        list[Path], typer.Argument(help="GeoTIFFs of the later dates; each is compared with the reference.")
+        list[str], typer.Argument(help="GeoTIFFs of the later dates; each is compared with the reference.")
     ],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for DATE.tif of each later date.")],

@@ -148,10 +148,10 @@ def _shown(options: SceneOptions) -> str:
 
 def _check_options(output: Path, options: SceneOptions, scenes: set[str]) -> None:
     """Raises UsageError for options not allowed for folders, UnavailableError if rasterio is missing for GeoTIFFs."""
-    if options.products() or options.min_area or options.simplify:
+    if options.products() or options.min_area or options.simplify or options.style:
         raise UsageError(
-            f"output {output} is a folder; --probability, --vector and --quicklook (with --min-area and --simplify) "
-            "are for one pair"
+            f"output {output} is a folder; --probability, --vector, --quicklook, --report and --style (with --min-area "
+            "and --simplify) are for one pair"
         )
     plain = SceneOptions(**{name: getattr(options, name) for name in _PLAIN})
     if not scenes and options != plain:

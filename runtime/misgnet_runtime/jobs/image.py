@@ -52,6 +52,7 @@ def predict_files(
     force: bool = False,
     overlap: int | None = None,
     threshold: float | None = None,
+    batch: int | None = None,
 ) -> Prediction:
     """Writes the change mask of a pair as PNG (0 and 255), atomically.
 
@@ -65,6 +66,7 @@ def predict_files(
         force: Whether to replace ``output``.
         overlap: Pixels that neighbouring tiles share (default: the bundle's).
         threshold: Probability above which a pixel is changed (default: the bundle's).
+        batch: Tiles per inference call (default: as tuned, else chosen for the engine).
 
     Raises:
         InputError: The bundle or an image is invalid.
@@ -77,7 +79,8 @@ def predict_files(
     pixels = bundle.manifest.interface.pixels
     images = read_pair(before_path, after_path, pixels)
     warn_of_images(before_path, after_path, current(), pixels)
-    options = SceneOptions(execution=ExecutionOptions(streams=1), overlap=overlap, force=force, threshold=threshold)
+    execution = ExecutionOptions(streams=1, batch=batch)
+    options = SceneOptions(execution=execution, overlap=overlap, force=force, threshold=threshold)
     options.check_values()
     with open_detector(bundle, engine, options.execution, optimise_for="latency" if tuned else None) as opened:
         return predict_images(opened, *images, output, manifest=bundle.manifest, options=options)

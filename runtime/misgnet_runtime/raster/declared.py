@@ -34,6 +34,13 @@ def _percentiles(text: str) -> tuple[float, ...]:
 _option: Any = partial(option, None, panel=PIXELS_PANEL, changes_output=True, recorded_as="the scaling")
 
 
+def _assets(text: str) -> tuple[str, ...]:
+    found = tuple(word.strip() for word in text.split(","))
+    if not all(found) or len(found) > MOST_BANDS:
+        raise ValueError(f"expected 1 to {MOST_BANDS} names of assets, for example red,green,blue")
+    return found
+
+
 @dataclass(frozen=True)
 class Declared:
     """The options of one date's raster; None: not given."""
@@ -57,6 +64,11 @@ class Declared:
         "(default: none).",
         parse=_percentiles,
     )
+    assets: tuple[str, ...] | None = _option(
+        help="Assets to read if a date is a STAC Item: one with all bands, or one for each band in the order that the "
+        "network reads them, such as red,green,blue (default: the item's only GeoTIFF of pixel data).",
+        parse=_assets,
+    )
     shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # names of options for both dates
 
     def check(self, prefix: str = "") -> None:
@@ -78,5 +90,6 @@ class Declared:
             self.scale or (None if self.stretch else common.scale),
             self.offset or (None if self.stretch else common.offset),
             self.stretch or (None if scaled else common.stretch),
-            frozenset(name for name in ("bands", "scale", "offset") if getattr(self, name) is None),
+            self.assets or common.assets,
+            frozenset(name for name in ("bands", "scale", "offset", "assets") if getattr(self, name) is None),
         )

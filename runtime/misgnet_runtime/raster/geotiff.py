@@ -42,11 +42,21 @@ def open_geotiff(rasterio: Any, path: Path) -> Any:
     Other drivers are disabled: GDAL opens a VRT under any file name, and a VRT can read any file of the machine.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(os.fspath(path.resolve()), driver="GTiff")
+        return _without_warning(rasterio, path.resolve(), driver="GTiff")
     except rasterio.errors.RasterioError as error:
         raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {error}") from error
+
+
+def create_geotiff(rasterio: Any, path: Path, **profile: Any) -> Any:
+    """Opens a new GeoTIFF for writing; rasterio's errors are not converted."""
+    return _without_warning(rasterio, path, "w", driver="GTiff", **profile)
+
+
+def _without_warning(rasterio: Any, path: Path, *mode: str, **options: Any) -> Any:
+    """Opens a raster; a missing georeferencing is no problem that Python should print a warning about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return rasterio.open(os.fspath(path), *mode, **options)
 
 
 def read_tags(path: Path) -> dict[str, str]:

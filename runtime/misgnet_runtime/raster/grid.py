@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 from typing import Any
@@ -96,6 +97,27 @@ def difference(first: Grid, second: Grid) -> str | None:
     if first.has_transform and not same_position(first.transform, second.transform, first.height, first.width):
         return "are offset by half a pixel or more"
     return None
+
+
+def check_alike(datasets: Mapping[str, Any], of: str) -> None:
+    """Raises InputError unless all ``datasets`` (by file name) have one band, on one grid, of one data type."""
+    (first, one), *others = datasets.items()
+    for name, dataset in datasets.items():
+        if dataset.count != 1:
+            raise InputError(
+                f"{of}: {name} has {dataset.count} bands; give one asset with all bands, or several with one band each"
+            )
+    for name, dataset in others:
+        if problem := difference(Grid.of(one), Grid.of(dataset)):
+            raise InputError(
+                f"{of}: its assets {problem}: {first} is {Grid.of(one)}, {name} is {Grid.of(dataset)}; choose assets "
+                "of one resolution, or resample them first: gdalwarp -tr"
+            )
+        if dataset.dtypes != one.dtypes:
+            raise InputError(
+                f"{of}: {first} contains {one.dtypes[0]}, {name} contains {dataset.dtypes[0]}; choose assets of one "
+                "data type"
+            )
 
 
 def check_overlap(rasterio: Any, first: Grid, second: Grid) -> None:

@@ -54,8 +54,19 @@ def read_image(path: Path, pixels: PixelFormat = RGB8) -> Image:
         from misgnet_runtime.raster.geotiff_images import read_date
 
         return read_date(path, pixels)
-    with _in_memory(path):
-        return _rgb(path) if pixels.is_rgb8 else _grey(path, pixels)
+    with _in_memory(f"image {path}"):
+        _check_holds(pixels, f"image {path} is a PNG or JPEG")
+        return _samples(_decode(path, wide=not pixels.is_rgb8), pixels, f"image {path}")
+
+
+def from_pillow(image: PIL.Image.Image, pixels: PixelFormat, name: str) -> Image:
+    """Returns the samples of an open Pillow image as (H, W, C), by the rules of :func:`read_image` for its file.
+
+    ``name`` describes it in messages. Raises InputError if it has another format, or its file cannot be decoded.
+    """
+    with _in_memory(name):
+        _check_holds(pixels, f"{name} is a Pillow image")
+        return _samples(_turned(image, name, wide=not pixels.is_rgb8), pixels, name)
 
 
 def is_raster(path: Path) -> bool:
@@ -72,26 +83,27 @@ def _read_as_raster(path: Path, pixels: PixelFormat) -> bool:
     return is_raster(path) if pixels.is_rgb8 else is_tiff(path)
 
 
-def _grey(path: Path, pixels: PixelFormat) -> Image:
-    """Reads a PNG or JPEG of one band as (H, W, 1)."""
-    if pixels.bands != 1:
-        raise InputError(
-            f"image {path} is a PNG or JPEG, which cannot hold {pixels}; write the bands of each date to one GeoTIFF"
-        )
-    image = _decode(path)
+def _check_holds(pixels: PixelFormat, what: str) -> None:
+    if not (pixels.is_rgb8 or pixels.bands == 1):
+        raise InputError(f"{what}, which cannot hold {pixels}; write the bands of each date to one GeoTIFF")
+
+
+def _samples(image: PIL.Image.Image, pixels: PixelFormat, name: str) -> Image:
+    """Returns the samples of a decoded image as (H, W, C); raises InputError if it has another format."""
+    return _rgb(image, name) if pixels.is_rgb8 else _grey(image, pixels, name)
+
+
+def _grey(image: PIL.Image.Image, pixels: PixelFormat, name: str) -> Image:
     if image.mode not in _GREY[pixels.samples] or image.has_transparency_data:
-        raise InputError(
-            f"image {path} has Pillow mode '{image.mode}'; this command requires {pixels} without transparency"
-        )
+        raise InputError(f"{name} has Pillow mode '{image.mode}'; expected {pixels} without transparency")
     return np.asarray(image)[..., None].astype(pixels.samples, copy=False)
 
 
-def _rgb(path: Path) -> Image:
-    image = _decode(path, wide=False)
+def _rgb(image: PIL.Image.Image, name: str) -> Image:
     if image.mode not in ("RGB", "RGBA", "P"):
-        raise InputError(f"image {path} has Pillow mode '{image.mode}'; this command requires 8-bit RGB")
+        raise InputError(f"{name} has Pillow mode '{image.mode}'; expected 8-bit RGB")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise InputError(f"image {path} has transparent pixels; this command requires 8-bit RGB without nodata")
+        raise InputError(f"{name} has transparent pixels; expected 8-bit RGB without nodata")
     return np.asarray(image.convert("RGB"))
 
 
@@ -126,7 +138,7 @@ def read_label(path: Path, date: Path | None = None) -> Mask:
         from misgnet_runtime.raster.geotiff_images import check_label
 
         check_label(date, path)
-    with _in_memory(path):
+    with _in_memory(f"image {path}"):
         return _label(path)
 
 
@@ -236,14 +248,19 @@ def _decode(path: Path, *, wide: bool = True) -> PIL.Image.Image:
             raise InputError(f"image {path} contains {count} images; write the one to use to its own file")
         if image.format == "TIFF":
             _check_blocks(path)
-        if not wide and any(";16" in str(part) for part in image.tile):
-            raise InputError(f"image {path} has 16 bits per channel; this command requires 8-bit RGB")
-        try:
-            with _unwarned():
-                image.load()
-                return ImageOps.exif_transpose(image)
-        except _DECODE_ERRORS as error:
-            raise InputError(f"image {path} is damaged or truncated: {error}") from error
+        return _turned(image, f"image {path}", wide=wide)
+
+
+def _turned(image: PIL.Image.Image, name: str, *, wide: bool) -> PIL.Image.Image:
+    """Decodes an open image and applies its EXIF orientation; see :func:`_decode`."""
+    if not wide and any(";16" in str(part) for part in getattr(image, "tile", ())):
+        raise InputError(f"{name} has 16 bits per channel; expected 8-bit RGB")
+    try:
+        with _unwarned():
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS as error:
+        raise InputError(f"{name} is damaged or truncated: {error}") from error
 
 
 def _check_blocks(path: Path) -> None:
@@ -308,12 +325,12 @@ def _opened(path: Path) -> ImageFile.ImageFile:
 
 
 @contextmanager
-def _in_memory(path: Path) -> Iterator[None]:
+def _in_memory(name: str) -> Iterator[None]:
     """Raises InputError if memory runs out: conversions may take four times the memory that Pillow limits."""
     try:
         yield
     except MemoryError:
-        raise InputError(f"image {path} does not fit into the available memory; cut it into tiles") from None
+        raise InputError(f"{name} does not fit into the available memory; cut it into tiles") from None
 
 
 @contextmanager

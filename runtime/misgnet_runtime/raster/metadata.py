@@ -39,6 +39,7 @@ class BandMetadata:
     offsets: tuple[float, ...]  # added to the scaled values, per band
     bits: int | None  # used bits of each value; None: all bits of the type
     inverted: bool  # whether 0 is white
+    stated: bool = False  # whether a STAC Item states colours, scales and offsets
 
     @property
     def scaled(self) -> bool:
@@ -70,6 +71,19 @@ def band_metadata(dataset: Any, bands: tuple[int, ...], colours: Sequence[str]) 
         tuple(float(dataset.offsets[band - 1]) for band in bands),
         min(whole) if whole and not real else None,  # for floats, NBITS marks float16, which GDAL reads correctly
         dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES",
+    )
+
+
+def together(bands: Sequence[BandMetadata]) -> BandMetadata:
+    """Returns the metadata of several files with one band each, as if they were one file's."""
+    bits = [band.bits for band in bands]
+    return BandMetadata(
+        tuple(colour for band in bands for colour in band.colours),
+        tuple(scale for band in bands for scale in band.scales),
+        tuple(offset for band in bands for offset in band.offsets),
+        None if None in bits else max(found for found in bits if found),
+        any(band.inverted for band in bands),
+        any(band.stated for band in bands),
     )
 
 

@@ -1,162 +1,113 @@
-"""Writes changed areas as polygons, traced over the whole raster so that tile borders do not cut them."""
+"""Writes changed areas as polygons, with their attributes and a style."""
 
 from __future__ import annotations
 
-import importlib
-import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError, StorageError, UnavailableError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped
+from misgnet_runtime.errors import InputError, StorageError
+from misgnet_runtime.raster.changes import Change, affine, load_library
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.tiling import Span
-from misgnet_runtime.raster.writer import CHANGED, Probabilities
+from misgnet_runtime.raster.styles import change_areas
 
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
-_STRIP = 1024  # rows of probabilities in memory at once
-_RADIUS, _FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84
+_LAYER, _STYLES = "change", "layer_styles"  # the second name is QGIS's
+_UTC = 100  # OGR's flag of a time zone
 
 
-@dataclass(frozen=True)
-class Change:
-    """One changed area."""
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """What all polygons of a scene have in common."""
 
-    outline: Any  # shapely polygon, in pixels
-    pixels: int  # number of pixels
-    probability: float  # mean over the pixels
-
-
-@dataclass(frozen=True)
-class VectorOptions:
-    """Options of the polygons."""
-
-    min_area: float  # m²; pixels if the raster is not georeferenced
-    simplify: float  # tolerance in pixels
+    scene: str  # the scene's name
+    before: datetime | None  # when the images were taken; None: unknown
+    after: datetime | None
 
 
-def write_polygons(path: Path, change: Path, probabilities: Probabilities, grid: Grid, options: VectorOptions) -> int:
-    """Writes the changed areas of the raster ``change`` and returns their number.
+def write_polygons(path: Path, changes: list[Change], grid: Grid, about: Attributes, simplify: float = 0) -> None:
+    """Writes changed areas, numbered from 1 in their order.
 
-    Fields: pixels, probability, and area_m2 if the raster is georeferenced. GeoJSON is in longitude and latitude, as
-    RFC 7946 requires.
+    GeoJSON is in longitude and latitude, as RFC 7946 requires. A GeoPackage also gets a style for QGIS.
+
+    Args:
+        path: The file, whose suffix chooses the format.
+        changes: The areas.
+        grid: The grid of their outlines.
+        about: Attributes of all areas.
+        simplify: Tolerance for simplifying outlines, in pixels.
 
     Raises:
         UnavailableError: pyogrio or shapely is missing.
         InputError: The file cannot be written.
         StorageError: The written file differs when it is read back.
     """
-    pyogrio, shapely = (_load(name) for name in ("pyogrio", "shapely"))
-    found, areas = [], []
-    for one in _changes(shapely, change, probabilities, grid):
-        area = one.pixels * _pixel_area(grid, one.outline.centroid) if grid.georeferenced else float(one.pixels)
-        if area >= options.min_area:
-            found.append(one)
-            areas.append(area)
-    fields = {
-        "pixels": np.array([one.pixels for one in found], np.int64),
-        "probability": np.array([one.probability for one in found], np.float64),
+    pyogrio, shapely = (load_library(name, "--vector") for name in ("pyogrio", "shapely"))
+    outlines = shapely.simplify([one.outline for one in changes], simplify, preserve_topology=True)
+    if grid.has_transform:
+        matrix, origin = affine(grid)
+        outlines = shapely.transform(outlines, lambda points: points @ matrix + origin)
+    _write(pyogrio, path, shapely.to_wkb(outlines), _fields(changes, grid, about), grid)
+
+
+def _fields(changes: list[Change], grid: Grid, about: Attributes) -> dict[str, NDArray[Any]]:
+    count = len(changes)
+    return {
+        "id": np.arange(1, count + 1, dtype=np.int64),
+        "pixels": np.array([one.pixels for one in changes], np.int64),
+        **({"area_m2": np.array([one.area for one in changes], np.float64)} if grid.georeferenced else {}),
+        "probability": np.array([one.probability for one in changes], np.float64),
+        "probability_max": np.array([one.maximum for one in changes], np.float64),
+        "before_date": _dates(about.before, count),
+        "after_date": _dates(about.after, count),
+        "scene": np.array([about.scene] * count, object),
     }
-    if grid.georeferenced:
-        fields["area_m2"] = np.array(areas, np.float64)
-    outlines = shapely.simplify([one.outline for one in found], options.simplify, preserve_topology=True)
-    outlines = shapely.transform(outlines, lambda points: _on_ground(grid, points)) if grid.has_transform else outlines
-    _write(pyogrio, path, shapely.to_wkb(outlines), fields, grid)
-    return len(found)
 
 
-def load_vector_libraries() -> None:
-    """Raises UnavailableError if pyogrio or shapely is missing; called before a run starts."""
-    for name in ("pyogrio", "shapely"):
-        _load(name)
-
-
-def _load(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UnavailableError(f"--vector requires {name}: pip install 'misgnet-export[geo]'") from error
-
-
-def _changes(shapely: Any, change: Path, probabilities: Probabilities, grid: Grid) -> Iterator[Change]:
-    """Yields areas of pixels that share an edge. GDAL's map coordinates are converted back to whole pixel corners."""
-    rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
-        band = rasterio.band(dataset, 1)
-        for shape, value in rasterio.features.shapes(band, mask=band, connectivity=4):
-            if value == CHANGED:
-                outline = shapely.geometry.shape(shape)
-                if grid.has_transform:
-                    outline = shapely.transform(outline, lambda points: _in_pixels(grid, points))
-                yield Change(outline, round(outline.area), _mean_probability(rasterio, outline, probabilities))
-
-
-def _mean_probability(rasterio: Any, outline: Any, probabilities: Probabilities) -> float:
-    left, top, right, bottom = (int(edge) for edge in outline.bounds)
-    total = 0.0
-    for rows in Span(top, bottom).split(_STRIP):
-        inside = rasterio.features.geometry_mask(
-            [outline], (rows.length, right - left), rasterio.Affine.translation(left, rows.start), invert=True
-        )
-        total += float(probabilities.read(rows, Span(left, right))[inside].sum(dtype=np.float64))
-    return total / float(outline.area)
-
-
-def _pixel_area(grid: Grid, centre: Any) -> float:
-    """Returns the area of a pixel in m².
-
-    In geographic coordinates on the ellipsoid, at the latitude of ``centre``; otherwise in the plane of the map.
-    """
-    t = grid.transform
-    plane = abs(t.a * t.e - t.b * t.d)
-    if not grid.crs.is_geographic:
-        return float(plane * grid.crs.linear_units_factor[1] ** 2)
-    _, latitude = mapped(t, centre.x, centre.y)
-    squared = _FLATTENING * (2 - _FLATTENING)
-    bend = 1 - squared * math.sin(math.radians(latitude)) ** 2
-    meridian, parallel = _RADIUS * (1 - squared) / bend**1.5, _RADIUS / bend**0.5
-    return float(plane * math.radians(1) ** 2 * meridian * parallel * math.cos(math.radians(latitude)))
-
-
-def _on_ground(grid: Grid, points: Any) -> Any:
-    """Converts pixel corners (N, 2) to map coordinates."""
-    matrix, origin = _affine(grid)
-    return points @ matrix + origin
-
-
-def _in_pixels(grid: Grid, points: Any) -> Any:
-    matrix, origin = _affine(grid)
-    return np.rint((points - origin) @ np.linalg.inv(matrix))
-
-
-def _affine(grid: Grid) -> tuple[Any, Any]:
-    t = grid.transform
-    return np.array([[t.a, t.d], [t.b, t.e]]), np.array([t.c, t.f])
+def _dates(date: datetime | None, count: int) -> NDArray[np.datetime64]:
+    """Returns one time, in UTC, ``count`` times; None becomes null."""
+    utc = None if date is None else date.astimezone(timezone.utc).replace(tzinfo=None)
+    return np.full(count, np.datetime64(utc or "NaT", "ms"))
 
 
 def _write(pyogrio: Any, path: Path, outlines: Any, fields: dict[str, Any], grid: Grid) -> None:
     driver = _DRIVERS[path.suffix.lower()]
     layer = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.georeferenced else {}
+    zones = {name: np.full(len(outlines), _UTC) for name in ("before_date", "after_date")}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*crs.* was not provided")
             pyogrio.raw.write(
-                path, np.asarray(outlines, object), list(fields.values()), list(fields), layer="change",
+                path, np.asarray(outlines, object), list(fields.values()), list(fields), layer=_LAYER,
                 driver=driver, geometry_type="Polygon", crs=grid.crs.to_wkt() if grid.georeferenced else None,
-                layer_options=layer,
+                layer_options=layer, gdal_tz_offsets=zones,
             )  # fmt: skip
+            if driver == "GPKG":
+                _write_style(pyogrio, path)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.GeometryError) as error:
         raise InputError(
             f"{path} cannot be written: {error}; free some space or choose another name, then rerun the command"
         ) from error
     if not _is_written(pyogrio, path, fields["pixels"]):
         raise StorageError(f"{path} differs from what was written; check the disk, and rerun the command")
+
+
+def _write_style(pyogrio: Any, path: Path) -> None:
+    """Adds the table in which QGIS keeps the default styles of a GeoPackage's layers."""
+    table: dict[str, Any] = {
+        "f_table_catalog": "", "f_table_schema": "", "f_table_name": _LAYER, "f_geometry_column": "geom",
+        "styleName": "change", "styleQML": change_areas(), "styleSLD": "", "useAsDefault": True,
+        "description": "changed areas", "owner": "", "ui": None, "update_time": None,
+    }  # fmt: skip
+    values = [np.array([value], bool if value is True else object) for value in table.values()]
+    pyogrio.raw.write(
+        path, None, values, list(table), layer=_STYLES, driver="GPKG", geometry_type=None, append=True
+    )  # fmt: skip
 
 
 def _is_written(pyogrio: Any, path: Path, pixels: NDArray[np.int64]) -> bool:
@@ -167,7 +118,9 @@ def _is_written(pyogrio: Any, path: Path, pixels: NDArray[np.int64]) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            meta, _, outlines, columns = pyogrio.raw.read(path)
+            meta, _, outlines, columns = pyogrio.raw.read(path, layer=_LAYER)
+            if path.suffix.lower() == ".gpkg" and len(pyogrio.raw.read(path, layer=_STYLES)[3][0]) != 1:
+                return False
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, RuntimeWarning):
         return False
     names = list(meta["fields"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Image, Mask
-from misgnet_runtime.errors import InputError, UnreadableError
+from misgnet_runtime.errors import InputError, NetworkError, UnreadableError
 from misgnet_runtime.pixels import RGB8, PixelFormat
+from misgnet_runtime.raster.file_metadata import FileMetadata, file_metadata, is_data
 from misgnet_runtime.raster.geotiff import GDAL, cache_for, check_memory, load_rasterio
-from misgnet_runtime.raster.grid import Grid, check_overlap, check_same
-from misgnet_runtime.raster.metadata import check_interpretation
+from misgnet_runtime.raster.grid import Grid, check_alike, check_overlap, check_same
+from misgnet_runtime.raster.metadata import BandMetadata, acquired, check_interpretation, together
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.source import RasterFile, as_source
 from misgnet_runtime.raster.tiff import may_be_tiff
 from misgnet_runtime.raster.tiff_blocks import blocks_of
 from misgnet_runtime.raster.tiling import Span
-from misgnet_runtime.raster.unreadable import Blocks, UnreadableBlock, Values
-from misgnet_runtime.raster.warping import Warping, moved, warped
+from misgnet_runtime.raster.unreadable import Blocks, StackedBlocks, UnreadableBlock, Values
+from misgnet_runtime.raster.warping import Warping, moved, source_window, warped
 
 _MOST_WARPED_BANDS = 8
 
@@ -51,11 +53,13 @@ class Raster:
     alpha: int | None  # the alpha band (from 1)
     state: Hashable  # of the file when it was opened
     blocks: Blocks  # of the file when it was opened
-    colours: tuple[str, ...]  # GDAL's names, cached: after a failed read, rasterio's colorinterp raises its error again
+    metadata: FileMetadata  # cached: after a failed read, rasterio's colorinterp raises its error again
     options: Mapping[str, Any]  # GDAL's options, with which it was opened
     pixels: PixelFormat  # what its values are converted to
     source: Raster | None = None  # the file's own raster, if ``dataset`` is warped
     warping: tuple[Grid, Grid] | None = None  # its grid, maybe moved against what the file states, and that of the map
+    # The files that are read as its bands, if it is a stack: then the other fields are those of the first file.
+    parts: tuple[Raster, ...] = ()
 
     @property
     def origin(self) -> RasterFile:
@@ -76,6 +80,36 @@ class Raster:
     def name(self) -> str:
         return str(self.origin)
 
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """The names of the colours of all bands; see :data:`misgnet_runtime.raster.metadata.UNSTATED`."""
+        return tuple(colour for part in self.parts or (self,) for colour in part.metadata.colours)
+
+    @property
+    def contradictions(self) -> tuple[tuple[str, str], ...]:
+        """Contradictions between item and files: the option that settles each, and the message."""
+        return tuple(one for part in self.parts or (self,) for one in part.metadata.contradictions)
+
+    def of(self, origin: RasterFile) -> Raster:
+        """Returns the same raster, as read from ``origin``: a STAC Item may name its file."""
+        return replace(self, blocks=replace(self.blocks, source=origin))
+
+    def stated(self, bands: tuple[int, ...]) -> BandMetadata:
+        """Returns the metadata about ``bands`` (from 1)."""
+        if self.parts:
+            return together([self.parts[band - 1].stated((1,)) for band in bands])
+        return self.metadata.of_bands(self.file, bands)
+
+    def nodata(self, bands: tuple[int, ...]) -> tuple[float | None, ...]:
+        """Returns the nodata value of each of ``bands`` (from 1)."""
+        if self.parts:
+            return tuple(self.parts[band - 1].metadata.nodata for band in bands)
+        return (self.metadata.nodata,) * len(bands)
+
+    def acquired(self) -> datetime | None:
+        """Returns when the image was taken, from an item or from the file's tags, or None."""
+        return self.origin.acquired or acquired(self.file)
+
     def read(self, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
         """Reads a window: stored values (B, h, w), their validity, bool (h, w), and blocks that failed to decode.
 
@@ -85,9 +119,15 @@ class Raster:
         """
         rasterio = load_rasterio("a scene")
         # GDAL would warp missing blocks as zeros, and its time grows with the square of the number of bands.
-        if self.source is not None and (self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS):
+        if self.source is not None and (
+            self.parts or self.blocks.has_gaps or self.dataset.count > _MOST_WARPED_BANDS
+        ):  # fmt: skip
             return self._from_source(self.source, bands, rows, columns)
+        if self.parts:
+            return self._from_parts([self.parts[band - 1] for band in bands], rows, columns)
         unreadable = frozenset[UnreadableBlock]()
+        if self.origin.fetches:
+            self._fetch(rasterio, bands, rows, columns)
         try:
             values, valid = self._values(rasterio, bands, rows, columns)
         except rasterio.errors.RasterioError:
@@ -102,11 +142,31 @@ class Raster:
         values, valid, unreadable = self.read(scaling.bands, rows, columns)
         return scaling.apply(values), valid, unreadable
 
+    def _fetch(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> None:
+        """Fetches all blocks of a window together; GDAL would ask for one after the other."""
+        window: tuple[Span, Span] | None = rows, columns
+        wanted: Iterable[int] = self._with_alpha(bands)
+        if self.source is not None and self.warping is not None:
+            window = source_window(rasterio, *self.warping, rows, columns)
+            wanted = range(1, self.source.dataset.count + 1)
+        if window is not None:
+            self.origin.fetch(self.blocks.tiff.ranges(wanted, *window))
+
     def _from_source(self, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
         assert self.warping is not None
         return Warping(partial(source.read, bands), *self.warping, source.dataset.dtypes[0], len(bands)).window(
             rows, columns
         )
+
+    @staticmethod
+    def _from_parts(parts: list[Raster], rows: Span, columns: Span) -> Values:
+        """Reads one band from each file. Nodata values count as in one file with all bands: see :func:`is_data`."""
+        plain = [replace(part, metadata=replace(part.metadata, nodata=None)) for part in parts]
+        found = [part.read((1,), rows, columns) for part in plain]
+        values = np.concatenate([part[0] for part in found])
+        valid = np.logical_and.reduce([part[1] for part in found])
+        valid &= is_data(values, [part.metadata.nodata for part in parts])
+        return values, valid, frozenset(block for part in found for block in part[2])
 
     def _with_alpha(self, bands: tuple[int, ...]) -> list[int]:
         return [*bands, *([self.alpha] if self.alpha else [])]
@@ -136,6 +196,10 @@ class Raster:
                 )
 
     def _values(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
+        with self.origin.guarded():
+            return self._read(rasterio, bands, rows, columns)
+
+    def _read(self, rasterio: Any, bands: tuple[int, ...], rows: Span, columns: Span) -> tuple[NDArray[Any], Mask]:
         window = rasterio.windows.Window(columns.start, rows.start, columns.length, rows.length)
         wanted = self._with_alpha(bands)
         if self.source is not None:  # GDAL warps all bands together five times faster than a selection
@@ -143,20 +207,12 @@ class Raster:
         else:
             read = self.dataset.read(wanted, window=window)
         values = read[: len(bands)]
-        valid = self._is_data(values)
+        valid = is_data(values, self.nodata(bands))
         if self.alpha:
             valid &= read[-1] != 0
         if any(flag.name == "per_dataset" for flag in self.dataset.mask_flag_enums[0]) and not self.alpha:
             valid &= self.dataset.read_masks(1, window=window) != 0
         return values, valid
-
-    def _is_data(self, values: NDArray[Any]) -> Mask:
-        nodata = self.dataset.nodata
-        valid = np.isfinite(values).all(axis=0)
-        if nodata is not None and not np.isnan(nodata):
-            same = values == np.asarray(nodata).astype(values.dtype)
-            valid &= ~(same.all(axis=0) if values.dtype == np.uint8 else same.any(axis=0))
-        return np.asarray(valid, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -224,21 +280,19 @@ def open_raster(
     held = rasterio.env.getenv().get("GDAL_CACHEMAX", 0) if rasterio.env.hasenv() else 0  # needed by the other date
     with rasterio.Env(**GDAL), ExitStack() as stack:
         source = as_source(given)
+        stack.callback(source.close)
         source.require()
         state = source.state()
-        dataset = stack.enter_context(_checked(rasterio, source))
-        options = {**GDAL, "GDAL_CACHEMAX": max(held, cache_for(dataset))}
+        parts = [_opened_file(rasterio, stack, part, date, pixels) for part in source.parts or (source,)]
+        raster = _stacked(parts, source) if len(parts) > 1 else parts[0].of(source)
+        options = {**GDAL, "GDAL_CACHEMAX": max(held, sum(cache_for(part.dataset) for part in parts))}
         stack.enter_context(rasterio.Env(**options))
-        colours = _colours(dataset)
-        raster = Raster(
-            date=date, dataset=dataset, alpha=_alpha(colours), state=state, blocks=Blocks.of(source, dataset),
-            colours=colours, options=options, pixels=pixels,
-        )  # fmt: skip
+        raster = replace(raster, state=state, options=options)
         if grid is not None and align:
-            check_overlap(rasterio, grid, Grid.of(dataset))
-            raster = stack.enter_context(_warped(rasterio, raster, Grid.of(dataset), grid))
+            check_overlap(rasterio, grid, Grid.of(raster.dataset))
+            raster = stack.enter_context(_warped(rasterio, raster, Grid.of(raster.dataset), grid))
         elif grid is not None:
-            check_same(grid, Grid.of(dataset))
+            check_same(grid, Grid.of(raster.dataset))
         yield raster
 
 
@@ -257,9 +311,28 @@ def move_after(pair: Pair, rows: float, columns: float) -> Iterator[Pair]:
 @contextmanager
 def _warped(rasterio: Any, raster: Raster, source: Grid, grid: Grid) -> Iterator[Raster]:
     """Yields an open raster, whose own grid is ``source``, warped onto ``grid``."""
-    without_nodata = raster.dataset.nodata is None and raster.alpha is None
-    with warped(rasterio, raster.dataset, source, grid, add_alpha=without_nodata) as vrt:
-        yield replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster, warping=(source, grid))
+    nodata = raster.metadata.nodata
+    without_nodata = nodata is None and raster.alpha is None and not raster.parts  # of a stack, only the grid
+    grids = source, grid
+    with warped(rasterio, raster.dataset, grids, nodata, add_alpha=without_nodata) as vrt:
+        yield replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster, warping=grids)
+
+
+def _opened_file(rasterio: Any, stack: ExitStack, source: RasterFile, date: str, pixels: PixelFormat) -> Raster:
+    """Opens one file; ``stack`` closes it."""
+    dataset = stack.enter_context(_checked(rasterio, source))
+    metadata = file_metadata(dataset, source.stated, str(source))
+    return Raster(
+        date=date, dataset=dataset, alpha=_alpha(metadata.colours), state=None, metadata=metadata, options=GDAL,
+        blocks=Blocks.of(source, nodata=metadata.nodata is not None), pixels=pixels,
+    )  # fmt: skip
+
+
+def _stacked(parts: list[Raster], source: RasterFile) -> Raster:
+    """Returns the files, opened as ``parts``, as one raster."""
+    check_alike({part.name: part.dataset for part in parts}, str(source))
+    blocks = StackedBlocks(source, parts[0].blocks.tiff, nodata=False, parts=tuple(part.blocks for part in parts))
+    return replace(parts[0], blocks=blocks, parts=tuple(parts))
 
 
 def _checked(rasterio: Any, source: RasterFile) -> Any:
@@ -272,6 +345,8 @@ def _checked(rasterio: Any, source: RasterFile) -> Any:
 def _opened(rasterio: Any, source: RasterFile) -> Any:
     try:
         return source.dataset(rasterio)
+    except NetworkError:
+        raise
     except InputError as error:
         try:
             with source.open() as file:

@@ -81,6 +81,30 @@ def choose_bands(
     )
 
 
+def assets_as_bands(count: int, name: str, pixels: PixelFormat = RGB8) -> tuple[int, ...]:
+    """Returns the bands of ``count`` assets of one band each, which are in the network's order.
+
+    Raises UsageError if the network reads another number of bands.
+    """
+    if count != pixels.bands:
+        raise UsageError(
+            f"--assets names {count} assets of {name}, and the network reads {plural(pixels.bands, 'band')}; name one "
+            "asset for each, in the network's order"
+        )
+    return tuple(range(1, count + 1))
+
+
+def check_contradictions(found: Sequence[tuple[str, str]], declared: Declared) -> None:
+    """Raises InputError for a contradiction of item and file that no declared option settles.
+
+    ``found``: the option that settles each, "bands" or "scale", and the message.
+    """
+    settled = {"bands": declared.bands, "scale": declared.scale or declared.offset or declared.stretch}
+    for option, problem in found:
+        if not settled[option]:
+            raise InputError(problem)
+
+
 def _declared_bands(declared: Sequence[float], count: int, name: str, pixels: PixelFormat) -> tuple[int, ...]:
     bands = tuple(int(band) for band in declared)
     if len(bands) != pixels.bands:
@@ -116,6 +140,8 @@ def declared_scaling(
     count, samples = pixels.bands, pixels.samples
     full = 2 ** (stated.bits or 8 * np.dtype(dtype).itemsize) - 1
     if declared.scale is None and declared.offset is None:
+        if stated.stated and stated.scaled and not stated.inverted:
+            return _stated_scaling(bands, stated, name, samples)
         if dtype == samples and not stated.scaled and not stated.inverted:
             # Values of fewer than 8 bits are brightness; those of fewer than 16 bits are measurements, as trained on.
             white = _per_band((1 / full,), count) if stated.bits and samples == "uint8" else None
@@ -136,6 +162,16 @@ def declared_scaling(
                 "or one for each band"
             )
     return Scaling(bands, _per_band(scale, count), _per_band(offset, count), "declared", samples)
+
+
+def _stated_scaling(bands: tuple[int, ...], stated: BandMetadata, name: str, samples: Samples) -> Scaling:
+    pairs = list(zip(stated.scales, stated.offsets, strict=True))
+    if (1, 0) in pairs:
+        raise InputError(
+            f"{name} states {stated.values()} for bands {','.join(map(str, bands))}: not all are scaled, so the values "
+            "of the others cannot be compared with them; declare --scale and --offset"
+        )
+    return Scaling(bands, stated.scales, stated.offsets, "from the STAC Item", samples)
 
 
 def check_stretch(stated: BandMetadata, name: str) -> None:

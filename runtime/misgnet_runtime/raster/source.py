@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.geotiff import open_geotiff
+from misgnet_runtime.raster.stated import Stated
 from misgnet_runtime.raster.tiff import opened
 from misgnet_runtime.storage.files import file_sha256, is_file
 from misgnet_runtime.storage.snapshot import FileStamp
@@ -19,7 +22,7 @@ from misgnet_runtime.storage.snapshot import FileStamp
 class Identity:
     """Identifies the content that was read; interrupted runs and the tags of outputs record it."""
 
-    kind: Literal["sha256", "etag", "size-and-time"]
+    kind: Literal["sha256", "etag", "size-and-time", "stac-item"]
     value: str
 
     def __str__(self) -> str:
@@ -29,6 +32,14 @@ class Identity:
     def tag(self) -> str:
         """The end of the tag that records it: ``SHA256``."""
         return self.kind.upper().replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched over a network."""
+
+    size: int = 0  # bytes
+    requests: int = 0
 
 
 class RasterFile(ABC):
@@ -47,6 +58,31 @@ class RasterFile(ABC):
     @property
     def path(self) -> Path | None:
         """The local file, which no output may replace; None: there is none."""
+        return None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All local files that it is read from."""
+        return () if self.path is None else (self.path,)
+
+    @property
+    def link(self) -> str:
+        """A reference for catalogues, if it is not a local file; without secrets."""
+        return str(self)
+
+    @property
+    def parts(self) -> tuple[RasterFile, ...]:
+        """The files of a STAC Item: one with all bands, or one for each band, in order; empty: it is a file itself."""
+        return ()
+
+    @property
+    def stated(self) -> Stated | None:
+        """What a STAC Item states about its pixels."""
+        return None
+
+    @property
+    def acquired(self) -> datetime | None:
+        """When the image was taken, if known from elsewhere than the file's own tags."""
         return None
 
     @abstractmethod
@@ -72,6 +108,26 @@ class RasterFile(ABC):
     @abstractmethod
     def check_unchanged(self, state: Hashable, identity: Identity) -> None:
         """Raises InputError if the content changed since :meth:`state` and :meth:`identity` returned these values."""
+
+    @property
+    def fetches(self) -> bool:
+        """Whether bytes come over a network, so that :meth:`fetch` of the next blocks saves time."""
+        return False
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetches byte ranges, from the first byte to the one after the last, before they are read."""
+        del ranges
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Returns a context for calls of GDAL, which raises the error that GDAL met, and hid, while reading bytes."""
+        return nullcontext()
+
+    def take_fetched(self) -> Fetched:
+        """Returns what was fetched since the last call."""
+        return Fetched()
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Frees what is kept of the content; the file may be used again."""
 
 
 def changed(file: RasterFile) -> InputError:
@@ -132,4 +188,4 @@ def as_source(given: RasterFile | Path) -> RasterFile:
 
 def local_paths(*sources: RasterFile | Path) -> list[Path]:
     """Returns the local files among ``sources``."""
-    return [path for source in sources if (path := as_source(source).path) is not None]
+    return [path for source in sources for path in as_source(source).paths]

@@ -7,9 +7,16 @@ from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Image
 from misgnet_runtime.raster.declared import Declared
-from misgnet_runtime.raster.metadata import band_metadata
 from misgnet_runtime.raster.reader import Pair, Raster
-from misgnet_runtime.raster.scaling import Scaling, check_stretch, choose_bands, declared_scaling, stretched
+from misgnet_runtime.raster.scaling import (
+    Scaling,
+    assets_as_bands,
+    check_contradictions,
+    check_stretch,
+    choose_bands,
+    declared_scaling,
+    stretched,
+)
 from misgnet_runtime.raster.tiling import Span
 
 _SAMPLES, _SAMPLE = 8, 128  # windows per axis for percentiles, and their side in pixels
@@ -24,10 +31,14 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
         InputError: The scaling is not declared or not possible.
         UsageError: A declared band does not exist, or options have another number of values than the network bands.
     """
-    bands = choose_bands(declared, raster.colours, raster.alpha, raster.name, raster.pixels)
-    stated = band_metadata(raster.file, bands, raster.colours)
+    check_contradictions(raster.contradictions, declared)
+    if raster.parts and declared.bands is None:
+        bands = assets_as_bands(len(raster.parts), raster.name, raster.pixels)
+    else:
+        bands = choose_bands(declared, raster.colours, raster.alpha, raster.name, raster.pixels)
+    stated = raster.stated(bands)
     if declared.stretch is None:
-        dtype = raster.dataset.dtypes[bands[0] - 1]
+        dtype = raster.file.dtypes[0]
         return declared_scaling(declared, bands, dtype, stated, name=raster.name, pixels=raster.pixels)
     check_stretch(stated, raster.name)
     picked = []

@@ -8,6 +8,7 @@ TIFF Revision 6.0 (1992), sections 2, 8 and 15; the BigTIFF design of libtiff (2
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import GEOTIFF_BLOCKS
 from misgnet_runtime.raster.tiff import MASK, REDUCED, SUBFILE, TYPE_SIZES, Directory, Entry, TiffReader, opened
+from misgnet_runtime.raster.tiling import Span
 
 MOST_BLOCKS = GEOTIFF_BLOCKS  # of all planes together
 _PART = 1 << 20  # entries of a table read at once
@@ -37,6 +39,18 @@ class Layer:
     block_width: int  # pixels
     absent: Flags  # offset or length is 0: a sparse file, or a writer that was killed
     outside: Flags  # not within the file
+    # First byte of each block, and the one after its last: uint64 (2, planes, rows, columns); None: not requested.
+    positions: NDArray[np.uint64] | None = None
+
+    def ranges(self, planes: Sequence[int], rows: Span, columns: Span) -> list[tuple[int, int]]:
+        """Returns the byte ranges of the blocks that contain a window's pixels, where :attr:`positions` are known."""
+        if self.positions is None:
+            return []
+        down = slice(rows.start // self.block_height, -(-rows.stop // self.block_height))
+        across = slice(columns.start // self.block_width, -(-columns.stop // self.block_width))
+        present = ~(self.absent | self.outside)[planes, down, across]
+        starts, stops = self.positions[:, planes, down, across]
+        return list(zip(starts[present].tolist(), stops[present].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,14 @@ class TiffBlocks:
     planes: int  # 1: a block contains all bands
     image: Layer
     masks: tuple[Layer, ...]
+
+    def ranges(self, bands: Iterable[int], rows: Span, columns: Span) -> list[tuple[int, int]]:
+        """Returns the byte ranges of a window's blocks of ``bands`` (from 1) and masks; empty if not requested."""
+        planes = [band - 1 for band in bands] if self.planes > 1 else [0]
+        found = self.image.ranges(planes, rows, columns)
+        for mask in self.masks:
+            found += mask.ranges([0], rows, columns)
+        return found
 
 
 def read_blocks(path: Path) -> TiffBlocks:
@@ -61,13 +83,17 @@ def read_blocks(path: Path) -> TiffBlocks:
         return blocks_of(file, path)
 
 
-def blocks_of(file: BinaryIO, name: object) -> TiffBlocks:
-    """Same as :func:`read_blocks`, of an open file whose text ``name`` appears in messages."""
-    return _BlockReader(file, name).blocks()
+def blocks_of(file: BinaryIO, name: object, *, positions: bool = False) -> TiffBlocks:
+    """Same as :func:`read_blocks`, of an open file whose text ``name`` appears in messages.
+
+    With ``positions``, they are kept as well: 16 bytes for each block.
+    """
+    return _BlockReader(file, name).blocks(positions)
 
 
 class _BlockReader(TiffReader):
-    def blocks(self) -> TiffBlocks:
+    def blocks(self, positions: bool = False) -> TiffBlocks:
+        self._keep = positions
         directories = self.directories()
         image = next(directories, None)
         if image is None:
@@ -103,8 +129,12 @@ class _BlockReader(TiffReader):
                 "blocks (gdal_translate -co TILED=YES), or cut it into parts"
             )
         most = self._plain_bytes(found, (block_height, block_width), tiled, height)
-        absent, outside = self._flags(found, count, most, shape[1:])
-        return Layer(block_height, block_width, absent.reshape(shape), outside.reshape(shape))
+        positions = np.zeros((2, count), np.uint64) if self._keep else None
+        absent, outside = self._flags(found, positions, count, most, shape[1:])
+        return Layer(
+            block_height, block_width, absent.reshape(shape), outside.reshape(shape),
+            None if positions is None else positions.reshape(2, *shape),
+        )  # fmt: skip
 
     def _plain_bytes(
         self, found: Directory, block: tuple[int, int], tiled: bool, height: int
@@ -121,9 +151,10 @@ class _BlockReader(TiffReader):
         return row * block[0], row * last
 
     def _flags(
-        self, found: Directory, count: int, plain: tuple[int, int] | None, shape: tuple[int, ...]
-    ) -> tuple[Flags, Flags]:
-        """Returns, for each block, whether it is absent and whether it is outside of the file."""
+        self, found: Directory, positions: NDArray[np.uint64] | None, count: int, plain: tuple[int, int] | None,
+        shape: tuple[int, ...],
+    ) -> tuple[Flags, Flags]:  # fmt: skip
+        """Returns, for each block, whether it is absent and whether it is outside of the file; fills ``positions``."""
         offsets, sizes = found.get(_TILES, found.get(_STRIPS)), found.get(_TILE_SIZES, found.get(_STRIP_SIZES))
         if offsets is None:
             raise self.damaged("it has no offsets of its blocks")
@@ -135,6 +166,8 @@ class _BlockReader(TiffReader):
             size = self._lengths(sizes, part, plain, shape)
             absent[part] = (at == 0) | (size == 0)
             outside[part] = ~absent[part] & ((at >= end) | (size > end - np.minimum(at, end)))
+            if positions is not None:
+                positions[:, part] = at, at + size
         return absent, outside
 
     def _lengths(

@@ -61,13 +61,18 @@ class Blocks:
 
     source: RasterFile
     tiff: TiffBlocks
-    nodata: bool  # whether the raster declares a nodata value
+    nodata: bool  # whether a nodata value is declared
 
     @classmethod
-    def of(cls, source: RasterFile, dataset: Any) -> Blocks:
-        """Reads the blocks of an open raster (rasterio's); raises as :func:`read_blocks`."""
+    def of(cls, source: RasterFile, *, nodata: bool) -> Blocks:
+        """Reads the blocks of a raster; raises as :func:`read_blocks`."""
         with source.open() as file:
-            return cls(source, blocks_of(file, source), dataset.nodata is not None)
+            return cls(source, blocks_of(file, source, positions=source.fetches), nodata)
+
+    @property
+    def named(self) -> str:
+        """Names the file for a message about its unreadable blocks."""
+        return str(self.source)
 
     @property
     def pixels(self) -> int:
@@ -138,14 +143,7 @@ class Blocks:
     @cached_property
     def _unreadable(self) -> list[_Flagged]:
         """The unreadable blocks, merged by size."""
-        found: dict[tuple[int, int], _Flagged] = {}
-        for layer in self._layers:
-            flagged = _flagged(layer, self._is_unreadable(layer))
-            if flagged.flags.any():
-                size = flagged.height, flagged.width
-                other = found.get(size)
-                found[size] = _Flagged(*size, flagged.flags | other.flags) if other else flagged
-        return list(found.values())
+        return _merged(_flagged(layer, self._is_unreadable(layer)) for layer in self._layers)
 
     def _is_unreadable(self, layer: Layer) -> NDArray[np.bool_]:
         """Returns the unreadable blocks of a layer.
@@ -160,6 +158,50 @@ class Blocks:
         sizes = [(flagged.height, flagged.width)[axis] for flagged in self._unreadable]
         found = [np.arange(-(-span.start // size) * size, span.stop, size) for size in sizes]
         return np.unique(np.concatenate([np.array([span.start]), *found]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedBlocks(Blocks):
+    """The blocks of several files of one size, read as the bands of one raster; each pixel is counted once."""
+
+    parts: tuple[Blocks, ...]  # of the files
+
+    @property
+    def named(self) -> str:
+        return ", ".join(part.named for part in self.parts if part.unreadable[0]) or super().named
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    @property
+    def nodata_blocks(self) -> int:
+        return sum(part.nodata_blocks for part in self.parts)
+
+    @cached_property
+    def has_gaps(self) -> bool:
+        return any(part.has_gaps for part in self.parts)
+
+    @cached_property
+    def unreadable(self) -> tuple[int, int]:
+        blocks = sum(part.unreadable[0] for part in self.parts)
+        whole = Span(0, self.tiff.height), Span(0, self.tiff.width)
+        return blocks, self.unreadable_in(*whole) if blocks else 0
+
+    @cached_property
+    def _unreadable(self) -> list[_Flagged]:
+        return _merged(flagged for part in self.parts for flagged in part._unreadable)
+
+
+def _merged(found: Iterable[_Flagged]) -> list[_Flagged]:
+    """Returns the flagged blocks, merged by size."""
+    by_size: dict[tuple[int, int], _Flagged] = {}
+    for flagged in found:
+        if flagged.flags.any():
+            size = flagged.height, flagged.width
+            other = by_size.get(size)
+            by_size[size] = _Flagged(*size, flagged.flags | other.flags) if other else flagged
+    return list(by_size.values())
 
 
 def _within(first: int, stop: int, size: int, span: Span) -> NDArray[np.int64]:
@@ -220,4 +262,4 @@ class Tally:
     def _summary(self, date: str) -> str:
         percent = f"{100 * self.share(date):.3g} %" if self.share(date) > 5e-5 else "less than 0.01 %"
         count = plural(self._blocks[date], "unreadable block")
-        return f"the {date} raster {self._dates[date].source} has {count} ({percent} of its pixels)"
+        return f"the {date} raster {self._dates[date].named} has {count} ({percent} of its pixels)"

@@ -24,20 +24,23 @@ Read = Callable[[Span, Span], Values]
 _LOCAL = 'LOCAL_CS["pixels",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
 
 
-def warped(rasterio: Any, dataset: Any, source: Grid, grid: Grid, *, add_alpha: bool) -> Any:
-    """Returns ``dataset`` warped onto ``grid``, bilinear. One thread: GDAL before 3.12.1 warps wrongly with more.
+def warped(rasterio: Any, dataset: Any, grids: tuple[Grid, Grid], nodata: float | None, *, add_alpha: bool) -> Any:
+    """Returns a raster warped onto another grid, bilinear. One thread: GDAL before 3.12.1 warps wrongly with more.
 
     Args:
         rasterio: The library.
         dataset: An open raster.
-        source: Its grid, which may be moved against what its file states.
-        grid: The grid to warp onto. Both grids have a coordinate system, or neither.
+        grids: Its grid, which may be moved against what the file states, and the grid to warp onto. Both have a
+            coordinate system, or neither.
+        nodata: The raster's nodata value, which the file itself need not state.
         add_alpha: Mark pixels that the raster does not cover, if it has no nodata value; five times slower.
     """
+    source, grid = grids
+    stated = {} if nodata is None else {"src_nodata": nodata, "nodata": nodata}
     return rasterio.vrt.WarpedVRT(
         dataset, src_crs=_system(rasterio, source), src_transform=source.transform, crs=_system(rasterio, grid),
         transform=grid.transform, width=grid.width, height=grid.height, num_threads=1,
-        resampling=rasterio.enums.Resampling.bilinear, add_alpha=add_alpha,
+        resampling=rasterio.enums.Resampling.bilinear, add_alpha=add_alpha, **stated,
     )  # fmt: skip
 
 

@@ -18,15 +18,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio
+from misgnet_runtime.raster.geotiff import GDAL, create_geotiff, load_rasterio, open_geotiff
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.images import write_mask
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.storage.atomic import publish, resumable_errors
 
 UNCHANGED, CHANGED, NODATA = 0, 1, 255
+CLASSES = {UNCHANGED: "unchanged", CHANGED: "changed", NODATA: "no data"}
+# A TIFF has no transparency per colour; GDAL shows the nodata value as transparent.
 _COLOURS = {UNCHANGED: (0, 0, 0, 255), CHANGED: (255, 0, 0, 255), NODATA: (0, 0, 0, 0)}
 _BLOCK, _BLOCKS = 256, 8  # side of a block in pixels; blocks written at once
+_COUNTED = 1 << 22  # probabilities that are counted at once
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The pixels of a map that have data."""
+
+    share: float  # of all pixels, 0 to 1
+    # The rows and columns around them; all if no pixel has data.
+    rows: Span
+    columns: Span
 
 
 @dataclass(frozen=True)
@@ -39,11 +52,29 @@ class Probabilities:
 
     def read(self, rows: Span, columns: Span) -> NDArray[np.float32]:
         """Reads a window, float32 (h, w); raises InputError if the file is too short."""
+        return np.array(self._mapped()[rows.start : rows.stop, columns.start : columns.stop])
+
+    def coverage(self) -> Coverage:
+        """Finds the pixels with data; raises InputError if the file is too short."""
+        mapped, count = self._mapped(), 0
+        rows, columns = np.zeros(self.height, np.bool_), np.zeros(self.width, np.bool_)
+        for part in Span(0, self.height).split(max(1, _COUNTED // self.width)):
+            valid = ~np.isnan(mapped[part.start : part.stop])
+            rows[part.start : part.stop] = valid.any(axis=1)
+            columns |= valid.any(axis=0)
+            count += int(np.count_nonzero(valid))
+        return Coverage(count / mapped.size, _extent(rows), _extent(columns))
+
+    def _mapped(self) -> NDArray[np.float32]:
         try:
-            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
+            return np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
-        return np.array(mapped[rows.start : rows.stop, columns.start : columns.stop])
+
+
+def _extent(found: NDArray[np.bool_]) -> Span:
+    places = np.flatnonzero(found)
+    return Span(int(places[0]), int(places[-1]) + 1) if len(places) else Span(0, len(found))
 
 
 @dataclass(frozen=True)
@@ -69,10 +100,11 @@ class _Form:
     nodata: float
     predictor: int
     resampling: str  # for the overviews of a COG
+    band: str  # description of the band
 
 
-_CHANGE = _Form("uint8", NODATA, 1, "MODE")
-_PROBABILITY = _Form("float32", float("nan"), 3, "AVERAGE")
+_CHANGE = _Form("uint8", NODATA, 1, "MODE", "change")
+_PROBABILITY = _Form("float32", float("nan"), 3, "AVERAGE", "probability of change")
 
 
 @dataclass(frozen=True)
@@ -114,10 +146,12 @@ class MapWriter:
         plain = path.with_name("plain.tif") if self.cog else path
         checksums = []
         with gdal_errors(rasterio, path), rasterio.Env(**GDAL):
-            with rasterio.open(plain, "w", **self._profile(form)) as dataset:
+            with create_geotiff(rasterio, plain, **self._profile(form)) as dataset:
                 dataset.update_tags(**self.tags)
+                dataset.set_band_description(1, form.band)
                 if form is _CHANGE:
                     dataset.write_colormap(1, _COLOURS)
+                    dataset.update_tags(1, **{f"CLASS_{value}": name for value, name in CLASSES.items()})
                 for window in self._windows():
                     pixels = make(self.probabilities.read(*window))
                     checksums.append(zlib.crc32(pixels.data))
@@ -127,13 +161,13 @@ class MapWriter:
                 predictor = "YES" if form.predictor > 1 else "NO"
                 rasterio.shutil.copy(plain, path, driver="COG", predictor=predictor, **copy)
                 plain.unlink()
-            with rasterio.open(path, driver="GTiff") as dataset:
+            with open_geotiff(rasterio, path) as dataset:
                 self._read_back(dataset, checksums)
 
     def _profile(self, form: _Form) -> dict[str, Any]:
         position = {"crs": self.grid.crs, **({"transform": self.grid.transform} if self.grid.has_transform else {})}
         return {
-            "driver": "GTiff", "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
+            "height": self.grid.height, "width": self.grid.width, "count": 1, "dtype": form.dtype,
             "nodata": form.nodata, "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate",
             "predictor": form.predictor, "bigtiff": "IF_SAFER", **position,
         }  # fmt: skip
@@ -157,7 +191,7 @@ def is_mask(output: Path) -> bool:
 def write_png(change: Path, path: Path) -> None:
     """Writes a change raster as a mask: 255 for changed pixels, else 0; raises StorageError if the disk refuses."""
     rasterio = load_rasterio("a scene")
-    with rasterio.Env(**GDAL), rasterio.open(change, driver="GTiff") as dataset:
+    with rasterio.Env(**GDAL), open_geotiff(rasterio, change) as dataset:
         changed = dataset.read(1) == CHANGED
     with resumable_errors(path):
         write_mask(path, changed)

@@ -186,3 +186,16 @@ def test_values_that_are_not_numbers_are_null(capsys: pytest.CaptureFixture[str]
     log.current().result(["one", "two"], share=float("nan"), where=Path("x"), both=(1, 2))
     (found,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (found["message"], found["share"], found["where"], found["both"]) == ("one; two", None, "x", [1, 2])
+
+
+def test_a_log_remembers_its_own_warnings() -> None:
+    outer, records = log.collector()
+    first = outer.remembering(["earlier"])
+    first.info("a note")
+    first.bind(pair="a").warning("of %s", "a pair")
+    second = outer.remembering(first.warnings or ())
+    second.warning("later")
+    first.error("failed")
+    assert second.warnings == ["earlier", "of a pair", "later"]
+    assert first.warnings == ["earlier", "of a pair", "failed"] and outer.warnings is None
+    assert [record.getMessage() for record in records] == ["a note", "of a pair", "later", "failed"]

@@ -109,6 +109,18 @@ def test_scenes_with_changed_files_or_options_are_processed_again(
     assert here[-1].given == ["b"] and (workspace.out / "b.png").exists()
 
 
+def test_page_and_styles_are_written_and_named_after_their_scene(
+    workspace: BatchWorkspace, here: list[InProcess]
+) -> None:
+    pytest.importorskip("shapely", reason="pages need the [geo] extra")
+    workspace.add("a")
+    workspace.run(words={"report": "yes", "style": "yes", "probability": "p/x.tif"})
+    names = {path.relative_to(workspace.out).as_posix() for path in workspace.out.rglob("*.*") if path.is_file()}
+    assert {"a.tif", "a.html", "a.qml", "p/x.tif", "p/x.qml"} <= names
+    assert not [name for name in names if name.startswith(".batch")]
+    assert "<h1>Change map of a</h1>" in (workspace.out / "a.html").read_text()
+
+
 def test_another_bundle_is_refused_unless_forced(workspace: BatchWorkspace, here: list[InProcess]) -> None:
     workspace.add("a")
     workspace.run()

@@ -238,8 +238,7 @@ def test_a_quick_look_shows_stretched_bands(place: Place) -> None:
     place.scene(*place.rasters, quicklook=place.root / "look.png")
     with Image.open(place.root / "look.png") as image:
         shown = np.asarray(image)
-    assert shown.shape == (SIZE[0], 3 * SIZE[1], 3)
-    before = shown[:, : SIZE[1]]
+    before = shown[64 : 64 + SIZE[0], 16 : 16 + SIZE[1]]  # below the texts of the first panel
     if place.pixels.bands == 1:
         assert np.array_equal(before, np.repeat(place.dates[0], 3, axis=2))
     else:

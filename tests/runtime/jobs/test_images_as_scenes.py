@@ -79,7 +79,7 @@ def mask_of(path: Path) -> NDArray[np.bool_]:
 
 
 def test_session_equals_scene(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misgnet_runtime.api.open_detector", place.opener)
+    monkeypatch.setattr("misgnet_runtime.api.session.open_detector", place.opener)
     with open_bundle(place.bundle) as session:
         found = session.predict(*place.dates)
     wanted, _ = place.scene()

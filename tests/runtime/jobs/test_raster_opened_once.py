@@ -71,7 +71,11 @@ def rasters(folder: Path, names: list[str]) -> list[Path]:
 
 def all_products(folder: Path, **options: Any) -> SceneOptions:
     return SceneOptions(
-        probability=folder / "p.tif", vector=folder / "change.gpkg", quicklook=folder / "look.png", **options
+        probability=folder / "p.tif",
+        vector=folder / "change.gpkg",
+        quicklook=folder / "look.png",
+        report=folder / "report.html",
+        **options,
     )
 
 
@@ -105,7 +109,7 @@ def test_resumed_run_opens_each_raster_once(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.jobs.scene.run.write_quicklook", full)
+        patched.setattr("misgnet_runtime.raster.quicklook.write_quicklook", full)
         with pytest.raises(Exception, match="No space left"):
             predict_scene_files(bundle, *dates, change, asked, opener=FAKE)
     opened.clear()

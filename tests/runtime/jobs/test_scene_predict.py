@@ -42,6 +42,7 @@ from support.scenes import PLACE, read, scene, write_raster
 
 H, W = 300, 210
 BEFORE, AFTER = scene(H, W)
+ALL_NAMES = {"change.tif", "p.tif", "change.gpkg", "look.png", "report.html", "change.qml", "p.qml"}
 Call = Callable[..., SceneReport]
 FAKE = fake_detector(lambda: FakeEngine(INTERFACE))
 
@@ -58,8 +59,9 @@ class Place:
         self.out = root / "out"
         self.change = self.out / "change.tif"
         self.all = SceneOptions(
-            probability=self.out / "p.tif", vector=self.out / "change.gpkg", quicklook=self.out / "look.png"
-        )
+            probability=self.out / "p.tif", vector=self.out / "change.gpkg", quicklook=self.out / "look.png",
+            report=self.out / "report.html", style=True,
+        )  # fmt: skip
 
     def run(
         self, options: SceneOptions | None = None, change: Path | None = None, opener: DetectorOpener = FAKE
@@ -105,7 +107,7 @@ def test_the_map_is_the_engines_output(place: Place) -> None:
     assert len(tags["MISGNET_AFTER_SHA256"]) == 64
     assert report.changed_share == pytest.approx((difference() > 0.5).mean())
     assert (report.nodata_share, report.unread, report.resumed, report.polygons) == (0, (0, 0), 0, 2)
-    assert place.names() == {"change.tif", "p.tif", "change.gpkg", "look.png"}
+    assert place.names() == ALL_NAMES
 
 
 def test_another_threshold_is_recorded_and_not_taken_for_the_bundles(place: Place) -> None:
@@ -210,9 +212,12 @@ def test_the_quick_look_shows_the_change(place: Place) -> None:
     place.run(place.all)
     with Image.open(place.out / "look.png") as image:
         picture = np.asarray(image)
-    assert picture.shape == (H, 3 * W, 3)
-    assert np.array_equal(picture[:, :W], np.moveaxis(BEFORE, 0, 2))
-    assert np.array_equal((picture[:, 2 * W :] == (255, 0, 0)).all(2), difference() > 0.5)
+    # Panels of 300 px (a panel's least width) with 20 px between them; margins of 16 px, and 48 px above for texts.
+    before, _, change = (picture[64 : 64 + H, left : left + W] for left in (16, 336, 656))
+    assert np.array_equal(before, np.moveaxis(BEFORE, 0, 2))
+    unmarked = (change == np.moveaxis(AFTER, 0, 2)).all(2)
+    assert np.array_equal(unmarked, difference() <= 0.5)
+    assert (change == (255, 0, 0)).all(2).sum() == 2 * (75 + 42 - 2) + 2 * (90 + 70 - 2)  # outlines of two rectangles
 
 
 # --- polygons
@@ -223,7 +228,7 @@ def test_polygons_are_not_split_at_tiles_and_have_areas(place: Place, suffix: st
     pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
     path = place.out / f"c.{suffix}"
     place.run(SceneOptions(vector=path))
-    meta, _, outlines, values = pyogrio.raw.read(path)
+    meta, _, outlines, values = pyogrio.raw.read(path, layer="change")
     fields = dict(zip(meta["fields"], values, strict=True))
     order = np.argsort(fields["pixels"])
     sizes = [75 * 42, 90 * 70]  # the rectangles of scene(), each across many tiles
@@ -251,7 +256,7 @@ def test_polygons_in_degrees_have_square_metres(place: Place) -> None:
     for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
         write_raster(path, pixels, crs="EPSG:4326", transform=from_origin(14, 60, 1e-5, 1e-5))
     place.run(place.all)
-    meta, _, _, values = pyogrio.raw.read(place.out / "change.gpkg")
+    meta, _, _, values = pyogrio.raw.read(place.out / "change.gpkg", layer="change")
     fields = dict(zip(meta["fields"], values, strict=True))
     # a degree at 60 N on WGS 84: 111,412 m of latitude, 55,800 m of longitude
     np.testing.assert_allclose(fields["area_m2"] / fields["pixels"], 1.11412 * 0.55800, rtol=1e-3)
@@ -263,8 +268,8 @@ def test_polygons_of_rasters_without_georeferencing_are_in_pixels(place: Place) 
         for path, pixels in ((place.before, BEFORE), (place.after, AFTER)):
             write_raster(path, pixels, crs=None, transform=None)
         place.run(place.all)
-    meta, *_ = pyogrio.raw.read(place.out / "change.gpkg")
-    assert list(meta["fields"]) == ["pixels", "probability"]
+    meta, *_ = pyogrio.raw.read(place.out / "change.gpkg", layer="change")
+    assert "area_m2" not in meta["fields"] and {"id", "pixels", "probability"} <= set(meta["fields"])
 
 
 def test_polygons_lost_by_a_full_disk_are_an_error(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +278,10 @@ def test_polygons_lost_by_a_full_disk_are_an_error(place: Place, monkeypatch: py
     write = pyogrio.raw.write
 
     def write_none(path: Path, outlines: Any, fields: list[Any], *rest: Any, **more: Any) -> None:
-        write(path, outlines[:0], [values[:0] for values in fields], *rest, **more)
+        if outlines is None:  # the style's table
+            write(path, outlines, fields, *rest, **more)
+        else:
+            write(path, outlines[:0], [values[:0] for values in fields], *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(pyogrio.raw, "write", write_none)
@@ -310,7 +318,7 @@ def test_resume_after_kill_at_any_system_call_writes_identical_outputs(place: Pl
         assert outcome(place).items() <= whole.items()  # an output with its final name is complete
         resumed.append(place.run(options).resumed)
         assert outcome(place) == whole
-        assert place.names() == {"change.tif", "p.tif", "change.gpkg", "look.png"}
+        assert place.names() == ALL_NAMES
     assert len(resumed) > 20 and {0, 48, 96, 144, 192, 236, H} <= set(resumed)
 
 
@@ -537,7 +545,7 @@ def test_an_output_that_is_an_input_is_refused_even_with_force(place: Place, dat
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["change.tif", "p.tif", "change.gpkg", "look.png"])
+@pytest.mark.parametrize("name", sorted(ALL_NAMES))
 def test_an_existing_output_is_kept(place: Place, name: str) -> None:
     place.out.mkdir()
     (place.out / name).write_bytes(b"old")
@@ -568,7 +576,10 @@ def test_a_scene_larger_than_the_disk_is_refused(place: Place) -> None:
     assert not place.names() and time.perf_counter() - start < 20
 
 
-@pytest.mark.parametrize(("module", "options"), [("rasterio", {}), ("pyogrio", {"vector": Path("x.gpkg")})])
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [("rasterio", {}), ("pyogrio", {"vector": Path("x.gpkg")}), ("shapely", {"report": Path("x.html")})],
+)
 def test_a_missing_library_is_named(
     place: Place, monkeypatch: pytest.MonkeyPatch, module: str, options: dict[str, Any]
 ) -> None:

@@ -102,7 +102,9 @@ def place(tmp_path: Path, split: FakeSplit) -> Place:
     return Place(tmp_path, split)
 
 
-ALL = SeriesOptions(probability=True, vector=True, quicklook=True)
+ALL = SeriesOptions(
+    probability=True, vector=True, quicklook=True, report=True, scene=SceneOptions(style=True)
+)  # fmt: skip
 PROBABLE = SeriesOptions(probability=True)
 
 
@@ -121,10 +123,15 @@ def check_equal(place: Place, before: Path, after: Path, options: SceneOptions |
 
 def test_each_date_is_compared_with_the_reference(place: Place) -> None:
     assert place.run(ALL) == ["d1.tif", "d2.tif", "d3.tif"]
-    endings = ("tif", "probability.tif", "gpkg", "png")
+    endings = ("tif", "probability.tif", "gpkg", "png", "html", "qml", "probability.qml")
     wanted = {f"d{date}.{ending}" for date in (1, 2, 3) for ending in endings} | {"reference.features"}
     assert place.names() == wanted
+    assert place.run(ALL) == [] and "d3.tif is up to date" in place.logged.messages[-1]
+    (place.out / "d2.html").unlink()
+    place.run(replace(ALL, scene=replace(ALL.scene, force=True)))
+    assert place.names() == wanted
     for date in place.dates:
+        place.reports.setdefault(date.name, place.predict(place.reference, date)[2])
         check_equal(place, place.reference, date)
         with rasterio.open(place.out / date.name) as dataset:
             assert dataset.crs == PLACE["crs"] and dataset.transform == PLACE["transform"]

@@ -378,11 +378,15 @@ def test_geotiffs_are_processed_into_rasters_and_products(workspace: Workspace) 
 
     declared = Declared(scale=(1 / 25500,))
     options = replace(
-        NOW, probability=True, vector="gpkg", quicklook=True, retry_failed=True,
-        scene=replace(NOW.scene, before=declared, after=declared),
+        NOW, probability=True, vector="gpkg", quicklook=True, report=True, retry_failed=True,
+        scene=replace(NOW.scene, before=declared, after=declared, style=True),
     )  # fmt: skip
     assert workspace.run(options).done == 1
-    assert workspace.names() == {"s_change.tif", "s_probability.tif", "s_change.gpkg", "s_quicklook.png"}
+    assert workspace.names() == {
+        "s_change.tif", "s_probability.tif", "s_change.gpkg", "s_quicklook.png", "s_report.html", "s_change.qml",
+        "s_probability.qml",
+    }  # fmt: skip
+    assert "<h1>Change map of s</h1>" in (workspace.out / "s_report.html").read_text()
     before, after = scene(90, 80)
     wanted = expected(np.moveaxis(before, 0, 2), np.moveaxis(after, 0, 2)) > 0.5
     assert np.array_equal(read(workspace.out / "s_change.tif"), wanted)

@@ -10,6 +10,7 @@ from pathlib import Path
 from misgnet_runtime.jobs.batch.row import RowOptions, Scene
 from misgnet_runtime.jobs.batch.table import Shard
 from misgnet_runtime.options import check, group, option
+from misgnet_runtime.raster.remote.options import RemoteOptions
 
 
 def _cluster(text: str) -> str | None:
@@ -35,6 +36,7 @@ class BatchOptions:
         None, help="CPU cores per worker (default: 1 on Ray, otherwise an equal share of all cores).", minimum=1
     )
     retries: int = option(2, help="Retries of a scene whose worker died.", minimum=0)
+    remote: RemoteOptions = group(RemoteOptions)
     # Options of predict by column name, as text.
     words: Mapping[str, str] = group(
         RowOptions, without=("output",), as_text=True,

@@ -10,6 +10,7 @@ from typing import Any
 from misgnet_runtime.jobs.batch.record import Done, Failed, Record
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.batch.table import FORMULA, Shard
+from misgnet_runtime.raster.remote.address import hidden
 from misgnet_runtime.storage.atomic import replace_file
 
 Row = dict[str, Any]
@@ -42,7 +43,8 @@ def _row(scene: Scene, record: Record) -> Row:
     The status is done, failed, or waiting (an interrupted run did not process the scene).
     """
     end = record.ended.get(scene.id)
-    row = dict.fromkeys(COLUMNS) | {"id": scene.id, "before": str(scene.before), "after": str(scene.after)}
+    row = dict.fromkeys(COLUMNS) | {"id": scene.id, "before": hidden(str(scene.before))}
+    row["after"] = hidden(str(scene.after))
     if isinstance(end, Failed):
         return row | {"status": "failed", "message": end.message, "attempts": end.attempts, "finished": _time(end)}
     if end is None:

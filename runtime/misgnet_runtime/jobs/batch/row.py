@@ -14,7 +14,10 @@ from misgnet_runtime.jobs.scene.options import VECTOR_SUFFIXES, SceneOptions
 from misgnet_runtime.options import group, make, option, stated
 from misgnet_runtime.parsers import NO, YES
 
-_ENDINGS = {"probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "output": ".tif"}
+_ENDINGS = {
+    "probability": ".probability.tif", "vector": ".gpkg", "quicklook": ".png", "report": ".html",
+    "stac_item": ".json", "output": ".tif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,10 @@ class RowOptions:
     )
     vector: bool = option(False, help="Also write ID.gpkg.", suffixes=VECTOR_SUFFIXES, changes_output=True)
     quicklook: bool = option(False, help="Also write ID.png.", suffixes=(".png",), changes_output=True)
-    scene: SceneOptions = group(SceneOptions)
+    report: bool = option(False, help="Also write ID.html.", suffixes=(".html",), changes_output=True)
+    stac_item: bool = option(False, help="Also write ID.json.", suffixes=(".json",), changes_output=True)
+    # A row may not allow a network: --remote is an option of the command only.
+    scene: SceneOptions = group(SceneOptions, without=("remote",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +44,18 @@ class Scene:
     """A pair of rasters to process."""
 
     id: str
-    # Absolute paths.
-    before: Path
-    after: Path
+    # Absolute paths, or addresses as text.
+    before: Path | str
+    after: Path | str
     # Options of predict by column name, as text.
     words: Mapping[str, str]
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """Returns the paths of all inputs."""
+    def paths(self) -> list[Path]:
+        """The inputs that are local files."""
         area = self.words.get("aoi")
-        return (self.before, self.after, Path(area)) if area else (self.before, self.after)
+        files = [date for date in (self.before, self.after) if isinstance(date, Path)]
+        return [*files, Path(area)] if area else files
 
     def outputs(self) -> dict[str, str]:
         """Returns the output paths by option, relative to the output folder, the change raster last.
@@ -58,7 +65,10 @@ class Scene:
         """
         words = {"output": "yes", **self.words}
         named = ((option, _file_name(option, words.get(option, ""), self.id)) for option in _ENDINGS)
-        return {option: name for option, name in named if name}
+        found = {option: name for option, name in named if name}
+        rasters = [option for option in ("probability", "output") if option in found and is_yes(words, "style")]
+        styles = {f"{option}_style": str(PurePosixPath(found[option]).with_suffix(".qml")) for option in rasters}
+        return {**styles, **found}
 
     def options(self) -> SceneOptions:
         """Returns the options of predict without file names, set to resume an interrupted run.
@@ -74,11 +84,15 @@ class Scene:
     def key(self, bundle: str) -> str:
         """Returns the SHA-256 of everything that the outputs depend on.
 
-        These are the digest of the ``bundle``, the options, and the path, size and modification time of the files.
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files and
+        of the area; of a STAC Item also those of the files that it names; of what is on a server only the address,
+        since nothing is requested for a scene that is finished.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
-        dates = [(str(path), _stamp(path)) for path in self.files]
+        area = self.words.get("aoi")
+        inputs = [self.before, self.after, *([Path(area)] if area else [])]
+        dates = [(str(path), _stamps(path)) for path in inputs]
         return hashlib.sha256(msgspec.json.encode((bundle, self.id, dates, words))).hexdigest()
 
 
@@ -102,6 +116,16 @@ def _file_name(option: str, word: str, name: str) -> str | None:
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"{option} is '{word}'; choose a name that ends in {' or '.join(suffixes)}")
     return str(path)
+
+
+def _stamps(date: Path | str) -> object:
+    if isinstance(date, str):
+        return None
+    if date.suffix.lower() not in (".json", ".geojson"):
+        return _stamp(date)
+    from misgnet_runtime.raster.stac.locate import named_paths
+
+    return [_stamp(date), *((str(path), _stamp(path)) for path in named_paths(date))]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.batch.table import read_table
 from misgnet_runtime.jobs.batch.worker import Setup, Task, discard_work
 from misgnet_runtime.machine import usable_cores
+from misgnet_runtime.raster.remote.address import hidden
 
 INTERRUPTED = "finished scenes are kept; rerun the command to resume"
 _NAMED = 10  # failed scenes named in the error message; the results table has all of them
@@ -82,6 +83,7 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
     options.check()
     output = Path(os.path.realpath(output))
     scenes = options.shard.of(read_table(table, options.common(), output))
+    _require_remote(scenes, options)
     bundle = read_bundle(bundle_path)
     with open_record(output, options.shard) as record:
         tasks, earlier = _due(scenes, bundle, record, output, options)
@@ -93,6 +95,16 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
         ends = {scene.id: record.ended[scene.id] for scene in scenes}
         failed = {name: end.message for name, end in ends.items() if isinstance(end, Failed)}
         return BatchReport(len(ends) - len(failed), earlier, failed, tables)
+
+
+def _require_remote(scenes: Sequence[Scene], options: BatchOptions) -> None:
+    """Raises UsageError if a raster is on a server, and the options do not allow a network."""
+    found = [date for scene in scenes for date in (scene.before, scene.after) if isinstance(date, str)]
+    if found and not options.remote.remote:
+        raise UsageError(
+            f"{plural(len(found), 'raster')} of the table are on servers ({hidden(found[0])}), and no network is used "
+            "by default; allow it with --remote"
+        )
 
 
 def _due(
@@ -142,8 +154,9 @@ def _work(
 def _pool(bundle: Bundle, output: Path, options: BatchOptions, listener: Listener) -> Iterator[Pool]:
     scene = Scene("x", Path(), Path(), options.words).options()
     setup = Setup(
-        bundle=bundle.name.absolute(), digest=bundle.digest(), output=output, engine=scene, trust=required_elsewhere()
-    )
+        bundle=bundle.name.absolute(), digest=bundle.digest(), output=output, engine=scene, trust=required_elsewhere(),
+        remote=options.remote,
+    )  # fmt: skip
     if options.ray is None:
         workers = options.workers or 1
         cores = options.cores or (None if workers == 1 else max(1, usable_cores() // workers))

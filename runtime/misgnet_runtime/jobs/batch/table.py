@@ -15,6 +15,7 @@ from misgnet_runtime.formatting import plural
 from misgnet_runtime.jobs.batch.row import RowOptions, Scene
 from misgnet_runtime.limits import TABLE_BYTES, TABLE_LINES, TABLE_ROW
 from misgnet_runtime.options import stated
+from misgnet_runtime.raster.remote.address import is_address
 from misgnet_runtime.storage.files import is_file, is_not_regular_file
 
 _NEEDED = ("id", "before", "after")
@@ -54,7 +55,7 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
     """Reads and checks a table of scenes. A cell with an invalid option does not raise; it fails its scene later.
 
     Args:
-        path: The CSV file. Relative paths in it are relative to its folder.
+        path: The CSV file. Relative paths in it are relative to its folder; addresses stay as they are.
         common: Options of scenes whose own cell is empty.
         output: The output folder.
 
@@ -168,8 +169,10 @@ def _checked_id(name: str, path: Path, line: int) -> str:
     return name
 
 
-def _address(folder: str, cell: str) -> Path:
-    """Returns the path of a cell; an empty path for an empty cell."""
+def _address(folder: str, cell: str) -> Path | str:
+    """Returns the path of a cell, or its text if it is an address; an empty path for an empty cell."""
+    if is_address(cell):
+        return cell
     return Path(f"{folder}/{cell}" if cell[:1] != "/" else cell) if cell else Path()
 
 
@@ -192,7 +195,7 @@ def _refuse_inputs(names: Mapping[str, str], scenes: Sequence[Scene], output: st
 
     Like :func:`misgnet_runtime.storage.atomic.refuse_inputs`, but without inspecting every folder of every path.
     """
-    paths = {os.path.normpath(str(path)) for scene in scenes for path in scene.files}
+    paths = {os.path.normpath(str(date)) for scene in scenes for date in scene.paths}
     files = {_identity(date) for date in paths}
     for name in names:
         found = os.path.normpath(f"{output}/{name}")

@@ -21,13 +21,15 @@ import msgspec
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.signing.policy import Trust
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
-from misgnet_runtime.errors import EngineError, InputError, MisgnetError, StorageError
+from misgnet_runtime.errors import EngineError, InputError, MisgnetError, NetworkError, StorageError
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.log import EventLog, collector
+from misgnet_runtime.options import stated
 from misgnet_runtime.raster.geotiff import load_rasterio
+from misgnet_runtime.raster.remote import NO_REMOTE, RemoteOptions
 from misgnet_runtime.storage.atomic import publish, resumable_errors, write_file
 from misgnet_runtime.storage.files import is_file
 from misgnet_runtime.storage.lock import try_acquire
@@ -52,6 +54,8 @@ class Setup:
     execution: ExecutionOptions = DEFAULT_EXECUTION
     # Signature policy; each worker checks the bundle against it before opening anything.
     trust: Trust | None = None
+    # Whether scenes may use a network.
+    remote: RemoteOptions = NO_REMOTE
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class SceneWorker:
         log, records = collector()
         try:
             return Outcome(self._do(task, log), warnings=_warnings(records))
-        except StorageError as error:
+        except (StorageError, NetworkError) as error:
             return Outcome(message=str(error), retry=True, warnings=_warnings(records))
         except EngineError as error:  # the engine may work after it is reopened
             self._close()
@@ -133,14 +137,14 @@ class SceneWorker:
         assert self._bundle is not None
         options, outputs = task.scene.options(), task.scene.outputs()
         for date, path in (("before", task.scene.before), ("after", task.scene.after)):
-            if not is_file(path):
+            if isinstance(path, Path) and not is_file(path):
                 raise InputError(
                     f"the {date} raster {path if path.name else '(empty cell)'} does not exist or is not a regular file"
                 )
         opened = self._open(self._bundle, options)
         with _held(work_folder(self._setup.output, task.scene.id)) as folder:
             self._keep_own(folder, self._maker(task, opened, options))
-            paths = {option: folder / f"{option}{Path(name).suffix.lower()}" for option, name in outputs.items()}
+            paths = {option: _work_path(folder, option, name) for option, name in outputs.items()}
             if not (folder / _REPORT).exists():
                 self._predict(task.scene, opened, options, paths, log)
             self._publish(paths, outputs)
@@ -151,11 +155,12 @@ class SceneWorker:
         self, scene: Scene, opened: Opened, options: SceneOptions, paths: dict[str, Path], log: EventLog
     ) -> None:
         assert self._bundle is not None
-        products = {option: path for option, path in paths.items() if option != "output"}
+        products = {option: path for option, path in paths.items() if option in stated(SceneOptions)}
         report = predict_opened(
             self._bundle, lambda: nullcontext(opened), scene.before, scene.after, paths["output"],
-            options=replace(options, force=True, **products),  # type: ignore[arg-type]
-            log=log,
+            options=replace(options, force=True, remote=self._setup.remote, **products),  # type: ignore[arg-type]
+            log=log, name=scene.id,
+            places={option: self._setup.output / name for option, name in scene.outputs().items()},
         )  # fmt: skip
         write_file(paths["output"].parent / _REPORT, msgspec.json.encode(asdict(report)))
 
@@ -196,6 +201,11 @@ class SceneWorker:
     def _close(self) -> None:
         self._opened = None
         self._stack.close()
+
+
+def _work_path(folder: Path, option: str, name: str) -> Path:
+    """Returns where an output is written before it gets its ``name``; a style lies beside its raster."""
+    return folder / f"{option.removesuffix('_style')}{Path(name).suffix.lower()}"
 
 
 def _warnings(records: list[logging.LogRecord]) -> tuple[str, ...]:

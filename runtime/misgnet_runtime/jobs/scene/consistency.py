@@ -42,20 +42,34 @@ def check_statements(before: Described, after: Described) -> None:
     first, second = before.stated, after.stated
     shared = before.declared.shared & after.declared.shared
     colours = _stated_colours(first.colours), _stated_colours(second.colours)
-    if "bands" in shared and before.declared.bands and None not in colours and colours[0] != colours[1]:
-        bands = ",".join(map(str, before.scaling.bands))
+    option = _shared_choice(before, after)
+    if option and None not in colours and colours[0] != colours[1]:
+        bands = ",".join(map(str, before.scaling.bands if option == "bands" else before.declared.assets or ()))
         raise InputError(
-            f"--bands {bands} are {', '.join(first.colours)} according to the tags of {before.origin}, but "
-            f"{', '.join(second.colours)} according to those of {after.origin}; declare each date's bands: "
-            f"--before-bands and --after-bands{_advice(before, after)}"
+            f"--{option} {bands} are {', '.join(first.colours)} according to {_where(before)}, but "
+            f"{', '.join(second.colours)} according to {_where(after)}; declare each date's {option}: "
+            f"--before-{option} and --after-{option}{_advice(before, after) if option == 'bands' else ''}"
         )
     scaled = before.declared.scale or before.declared.offset
     if scaled and {"scale", "offset"} <= shared and first.values() != second.values():
         raise InputError(
-            f"one --scale and --offset is declared for both dates, but the tags of {before.origin} state "
-            f"{first.values()}, those of {after.origin} {second.values()}; declare each date's: --before-scale, "
-            "--before-offset, --after-scale and --after-offset"
+            f"one --scale and --offset is declared for both dates, but {_where(before)} state {first.values()}, "
+            f"{_where(after)} {second.values()}; declare each date's: --before-scale, --before-offset, --after-scale "
+            "and --after-offset"
         )
+
+
+def _shared_choice(before: Described, after: Described) -> str | None:
+    """Returns the option that chooses the bands of both dates at once, or None."""
+    shared = before.declared.shared & after.declared.shared
+    if "bands" in shared and before.declared.bands:
+        return "bands"
+    stated = before.stated.stated and after.stated.stated
+    return "assets" if stated and "assets" in shared and before.declared.assets else None
+
+
+def _where(date: Described) -> str:
+    return f"the tags of {date.origin}" if not date.stated.stated else f"STAC Item {date.origin}"
 
 
 def pair_warnings(before: Described, after: Described) -> list[str]:

@@ -15,7 +15,7 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.metadata import BandMetadata, acquired, band_metadata
+from misgnet_runtime.raster.metadata import UNSTATED, BandMetadata
 from misgnet_runtime.raster.reader import Pair, Raster, move_after
 from misgnet_runtime.raster.registration import Registration, estimate_offset
 from misgnet_runtime.raster.resolution import ground_resolution, resolution_warning
@@ -36,7 +36,12 @@ class Date:
     blocks: Blocks  # positions of its blocks in the file
     declared: Declared  # the user's options about its pixels
     stated: BandMetadata  # the file's metadata about its pixels
-    acquired: datetime | None  # acquisition time, if the file states it
+    acquired: datetime | None  # acquisition time, if the file or its STAC Item states it
+    about: str | None = None  # what a STAC Item states about the pixels, for the log
+
+    def lines(self) -> list[str]:
+        """Describes the pixels for the log."""
+        return [*([self.about] if self.about else []), str(self.scaling)]
 
     def check_unchanged(self) -> None:
         """Raises InputError if the file was replaced or written to since it was read."""
@@ -67,8 +72,9 @@ class Inputs:
 
     def report(self, log: EventLog) -> None:
         """Logs scalings, blocks that were never written, and warnings."""
-        for date, scaling in zip(("before", "after"), self.scalings, strict=True):
-            log.info(f"{date}: {scaling}")
+        for name, date in (("before", self.before), ("after", self.after)):
+            for line in date.lines():
+                log.info(f"{name}: {line}")
         for name, blocks in (("before", self.before.blocks), ("after", self.after.blocks)):
             if blocks.nodata_blocks:
                 some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
@@ -142,6 +148,20 @@ def inspect_date(raster: Raster, declared: Declared) -> Date:
         raise changed(raster.origin)
     return Date(
         origin=raster.origin, identity=identity, state=raster.state, scaling=scaling, blocks=raster.blocks,
-        declared=declared, stated=band_metadata(raster.file, scaling.bands, raster.colours),
-        acquired=acquired(raster.file),
+        declared=declared, stated=raster.stated(scaling.bands), acquired=raster.acquired(),
+        about=_about(raster, scaling.bands),
     )  # fmt: skip
+
+
+def _about(raster: Raster, bands: tuple[int, ...]) -> str | None:
+    """Describes the bands that a STAC Item states; None if the raster is not an item's."""
+    stated = raster.stated(bands)
+    if not stated.stated:
+        return None
+    names = [str(band) if colour in UNSTATED else colour for band, colour in zip(bands, stated.colours, strict=True)]
+    parts = [f"bands {', '.join(names)}"]
+    numbers = [("scale", stated.scales), ("offset", stated.offsets)] if stated.scaled else []
+    for name, values in (*numbers, ("nodata", raster.nodata(bands))):
+        some = dict.fromkeys("none" if value is None else f"{value:.6g}" for value in values)
+        parts += [f"{name} {', '.join(some)}"] * (list(some) != ["none"])
+    return f"{raster.origin}: {'; '.join(parts)} (from the STAC Item)"

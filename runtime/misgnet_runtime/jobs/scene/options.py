@@ -10,6 +10,7 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.options import Option, Stated, check, flag, group, option, settings
 from misgnet_runtime.raster.declared import PIXELS_PANEL, Declared
+from misgnet_runtime.raster.remote.options import RemoteOptions
 
 if TYPE_CHECKING:
     from misgnet_runtime.bundle.manifest import EngineEntry, Interface, Manifest
@@ -42,6 +43,18 @@ class SceneOptions:
     quicklook: Path | None = option(
         None, help="Also write a small picture of both dates and the change to this .png file (default: not written).",
         panel=OUTPUT_PANEL, suffixes=(".png",), changes_output=True,
+    )  # fmt: skip
+    report: Path | None = option(
+        None, help="Also write a page about both dates and the change to this .html file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".html",), changes_output=True,
+    )  # fmt: skip
+    style: bool = option(
+        False, help="Also write a QGIS style beside each raster: a .qml file of the same name.", panel=OUTPUT_PANEL,
+        changes_output=True, omit_default=True,
+    )  # fmt: skip
+    stac_item: Path | None = option(
+        None, help="Also write a STAC Item that describes all outputs to this .json file (default: not written).",
+        panel=OUTPUT_PANEL, suffixes=(".json",), changes_output=True,
     )  # fmt: skip
     cog: bool = option(False, help="Write rasters as Cloud Optimized GeoTIFF.", panel=OUTPUT_PANEL, changes_output=True)
     min_area: float = option(
@@ -84,6 +97,7 @@ class SceneOptions:
         "it, the pair fails.",
         metavar="P", panel=PIXELS_PANEL, minimum=0, maximum=100,
     )  # fmt: skip
+    remote: RemoteOptions = group(RemoteOptions)
     both: Declared = group(Declared)
     before: Declared = group(Declared, prefix="before_", help="Same as `{flag}`, for BEFORE only.")
     after: Declared = group(Declared, prefix="after_", help="Same as `{flag}`, for AFTER only.")
@@ -92,7 +106,9 @@ class SceneOptions:
         """Raises UsageError for invalid file names or values."""
         _OUTPUT.check(output)
         self.check_values()
-        paths = [path.resolve() for path in (output, *self.products().values())]
+        if self.style and not self.styles(output):
+            raise UsageError(f"--style is for GeoTIFFs; choose -o {output.stem}.tif")
+        paths = [path.resolve() for path in self.outputs(output).values()]
         if len(set(paths)) < len(paths):
             raise UsageError("two outputs have the same name; give each its own name")
 
@@ -134,8 +150,23 @@ class SceneOptions:
 
     def products(self) -> dict[str, Path]:
         """Returns the requested outputs other than the change raster, by option."""
-        requested = {"probability": self.probability, "vector": self.vector, "quicklook": self.quicklook}
+        requested = {
+            "probability": self.probability, "vector": self.vector, "quicklook": self.quicklook, "report": self.report,
+            "stac_item": self.stac_item,
+        }  # fmt: skip
         return {name: path for name, path in requested.items() if path is not None}
+
+    def styles(self, output: Path) -> dict[str, Path]:
+        """Returns the QGIS styles to write, by the option of the raster that they are for; ``output``: the map."""
+        rasters = {"output": output, "probability": self.probability} if self.style else {}
+        return {
+            name: path.with_suffix(".qml") for name, path in rasters.items() if path and path.suffix.lower() != ".png"
+        }
+
+    def outputs(self, output: Path) -> dict[str, Path]:
+        """Returns all files to write, by option: the map ``output`` first, then the products, then the styles."""
+        styles = {f"{name}_style": path for name, path in self.styles(output).items()}
+        return {"output": output, **self.products(), **styles}
 
     def settings(self, *, overlap: int, batch: int, streams: int) -> dict[str, str]:
         """Returns the options that affect the outputs, for the journal; the arguments are their resolved values.

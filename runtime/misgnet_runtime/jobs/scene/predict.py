@@ -21,11 +21,12 @@ from misgnet_runtime.jobs.scene.inputs import inspected, warn_of_resolution
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.log import EventLog, current
+from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import open_pair
 from misgnet_runtime.raster.registration import load_registration
 from misgnet_runtime.raster.source import RasterFile, local_paths
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.raster.writer import is_mask
 from misgnet_runtime.storage.atomic import refuse_inputs
 
@@ -34,8 +35,8 @@ MOST_PNG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # the most that Pillow open
 
 def predict_scene_files(
     bundle: Path | Bundle,
-    before: RasterFile | Path,
-    after: RasterFile | Path,
+    before: RasterFile | Path | str,
+    after: RasterFile | Path | str,
     output: Path,
     options: SceneOptions | None = None,
     *,
@@ -60,33 +61,38 @@ def predict_scene_files(
 def predict_opened(
     bundle: Bundle,
     opening: Callable[[], AbstractContextManager[Opened]],
-    before: RasterFile | Path,
-    after: RasterFile | Path,
+    before: RasterFile | Path | str,
+    after: RasterFile | Path | str,
     output: Path,
     *,
     options: SceneOptions,
     log: EventLog,
     progress: Progress | None = None,
     tags: Mapping[str, str] | None = None,
+    name: str | None = None,
+    places: Mapping[str, Path] | None = None,
 ) -> SceneReport:
     """Does the work of :func:`predict_scene_files`; ``opening`` opens the bundle's engine, in another thread.
 
     It does so while the pixels are inspected, after all other checks. For an engine that stays open for many scenes,
-    ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and quick look
-    are read from the same open file. ``tags`` are added to those of the outputs.
+    ``opening`` returns :func:`contextlib.nullcontext` of it. Each raster is opened once: metadata, tiles and pictures
+    are read from the same open file. ``tags`` are added to those of the outputs; ``name`` is the scene's (default: that
+    of AFTER). If the caller moves the outputs, ``places`` are their final paths by option, which a STAC Item names.
     """
     options.check(output)
-    if options.vector:
-        load_vector_libraries()
+    log = log.remembering() if log.warnings is None else log
+    check_libraries(vector=options.vector is not None, report=options.report is not None)
     if options.coregister:
         load_registration()
-    outputs = [Path(os.path.realpath(path)) for path in (output, *options.products().values())]
-    refuse_inputs((output, *options.products().values()), local_paths(before, after, *options.files()))
+    files = tuple(options.outputs(output).values())
+    outputs = [Path(os.path.realpath(path)) for path in files]
+    dates = locate_dates((before, after), options.dates, options.remote)
+    refuse_inputs(files, local_paths(*dates, *options.files()))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels
     with (
-        open_pair(before, after, align=options.align, pixels=pixels) as given,
+        open_pair(*dates, align=options.align, pixels=pixels) as given,
         opened_meanwhile(opening) as opened,
         inspected(given, options) as (pair, inputs),
     ):
@@ -100,14 +106,12 @@ def predict_opened(
             run = Run(
                 bundle=bundle, inputs=inputs, options=options, outputs=outputs, interface=detector.interface,
                 entry=entry, device=detector.engine.device, streams=detector.engine.streams, reason=reason,
-                tuned_batch=detector.batch, tags=dict(tags or {}),
+                tuned_batch=detector.batch, tags=dict(tags or {}), name=name, places=dict(places or {}),
             )  # fmt: skip
             report = run_pair(run, pair, lambda task: infer(task, detector.probability), log, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(INTERRUPTED) from None
     discard_progress(outputs[0])
-    if is_mask(output):
-        warn_of_nodata(output, report.nodata_share, log)
     return report
 
 
@@ -134,12 +138,3 @@ def check_mask(grid: Grid, output: Path, log: EventLog) -> None:
         )
     if grid.has_transform or grid.crs:
         log.info(f"{output.name} keeps no georeferencing (the scene is {grid}); -o {output.stem}.tif does")
-
-
-def warn_of_nodata(output: Path, share: float, log: EventLog) -> None:
-    """Logs the share of nodata pixels in a PNG mask, 0 to 1; they have the same value as unchanged pixels."""
-    if share:
-        log.warning(
-            f"{100 * share:.2f} % of the pixels are nodata; in {output.name} they are 0, like unchanged pixels; "
-            f"-o {output.stem}.tif keeps them apart"
-        )

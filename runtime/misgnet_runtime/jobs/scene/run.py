@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import EngineEntry, Interface
@@ -11,21 +12,23 @@ from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.bundle.results import stated_f1, threshold_note
 from misgnet_runtime.callables import Progress
 from misgnet_runtime.errors import InputError, UnreadableError
-from misgnet_runtime.formatting import format_change, plural
+from misgnet_runtime.formatting import format_change, plural, printable
 from misgnet_runtime.jobs.journal import open_journal, raw_map
 from misgnet_runtime.jobs.scene.infer import MapTask, Work
 from misgnet_runtime.jobs.scene.inputs import Date, Inputs
 from misgnet_runtime.jobs.scene.options import SceneOptions
+from misgnet_runtime.jobs.scene.products import FinishedMap, write_products
+from misgnet_runtime.jobs.scene.report.content import Facts
+from misgnet_runtime.jobs.scene.stac_item import check_described
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
-from misgnet_runtime.raster.polygons import VectorOptions, write_polygons
-from misgnet_runtime.raster.quicklook import write_quicklook
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.registration import Registration
 from misgnet_runtime.raster.unreadable import Tally
 from misgnet_runtime.raster.writer import (
     Counts,
+    Coverage,
     MapWriter,
     Probabilities,
     is_mask,
@@ -33,7 +36,7 @@ from misgnet_runtime.raster.writer import (
     staged,
     write_png,
 )
-from misgnet_runtime.storage.atomic import refuse_existing, resumable_errors
+from misgnet_runtime.storage.atomic import refuse_existing
 
 INTERRUPTED = "finished work is kept; rerun the same command to resume"
 _UNREADABLE = "MISGNET_UNREADABLE"  # prefix of the tags that hold each date's percentage of unreadable pixels
@@ -57,6 +60,8 @@ class SceneReport:
     valid_share: float
     unreadable_share_before: float  # pixels of BEFORE in unreadable blocks
     unreadable_share_after: float
+    fetched_bytes: int = 0  # over a network, of both dates
+    requests: int = 0
     aoi_valid_share: float | None = None  # of the area's pixels; None: no area was given
     registration: Registration | None = None  # by which AFTER was moved; None: not asked for
 
@@ -76,6 +81,8 @@ class SceneReport:
             found.append(f"AFTER was moved back by {self.registration}")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
+        if self.requests:
+            found.append(f"fetched {self.fetched_bytes / 2**20:,.1f} MiB in {plural(self.requests, 'request')}")
         return found
 
 
@@ -95,6 +102,8 @@ class Run:
     tags: dict[str, str] = field(default_factory=dict)  # additional tags of the outputs
     features: list[str] = field(default_factory=list)  # digests of the stored features that are compared
     tuned_batch: int | None = None  # tiles per inference call unless the options state a number
+    name: str | None = None  # the scene's name; None: the name of AFTER, without its ending
+    places: dict[str, Path] = field(default_factory=dict)  # by option, where the caller moves outputs; else they stay
 
     @property
     def overlap(self) -> int:
@@ -135,13 +144,16 @@ def run_pair(
 ) -> SceneReport:
     """Computes the missing rows with ``compute`` and writes all outputs; the caller discards the journal.
 
-    ``pair``: both dates, open.
+    ``pair``: both dates, open. ``log``: the page shows the warnings that it remembers from before.
 
     Raises:
         UsageError: An output exists, or the saved progress belongs to another run.
         UnreadableError: More of a date is unreadable than the options allow; nothing is published.
     """
+    if run.options.stac_item:
+        check_described(run.inputs)
     grid, settings = run.inputs.grid, run.settings()
+    log = log.remembering() if log.warnings is None else log
     raw = raw_map(grid.height, grid.width)
     with open_journal(run.outputs[0], raw, settings, restart=run.options.restart) as journal:
         if not journal.publishing:
@@ -155,13 +167,28 @@ def run_pair(
         if note := threshold_note(run.bundle, run.entry.name, run.threshold):
             log.info(note)
         work = compute(task)
-        published = _publish(run, task, settings)
-        for warning in tally.warnings():
-            log.warning(warning)
-        report = _report(run, tally, work, published, resumed)
-        if report.changed_share is None:
-            log.warning(f"{run.outputs[0]} has no valid pixels: both dates have data at no pixel")
-        return report
+        found = Probabilities(journal.path, grid.height, grid.width).coverage()
+        _warn(run, tally, found.share, log)
+        published = _publish(run, task, _tags(run, settings, tally, found.share), found, log.warnings or ())
+        fetched = [raster.origin.take_fetched() for raster in (pair.before, pair.after)]
+        return replace(
+            _report(run, tally, work, published, resumed), fetched_bytes=sum(part.size for part in fetched),
+            requests=sum(part.requests for part in fetched),
+        )  # fmt: skip
+
+
+def _warn(run: Run, tally: Tally, valid: float, log: EventLog) -> None:
+    """Logs what a finished map lacks; ``valid``: its share of pixels with data."""
+    output = run.outputs[0].name
+    for warning in tally.warnings():
+        log.warning(warning)
+    if not valid:
+        log.warning(f"{output} has no valid pixels: both dates have data at no pixel")
+    elif valid < 1 and is_mask(run.outputs[0]):
+        log.warning(
+            f"{100 * (1 - valid):.2f} % of the pixels are nodata; in {output} they are 0, like unchanged pixels; "
+            f"-o {run.outputs[0].stem}.tif keeps them apart"
+        )
 
 
 def refuse_outputs(outputs: list[Path], force: bool) -> None:
@@ -191,25 +218,25 @@ class _Published:
     polygons: int | None  # None if not requested
 
 
-def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
+def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, warnings: Sequence[str]) -> _Published:
     """Writes all outputs under temporary names and renames them when all are complete."""
     options, inputs, threshold = run.options, run.inputs, run.threshold
     probabilities = Probabilities(task.journal.path, inputs.grid.height, inputs.grid.width)
-    writer = MapWriter(probabilities, inputs.grid, threshold, _tags(run, settings, task.tally), options.cog)
+    writer = MapWriter(probabilities, inputs.grid, threshold, tags, options.cog)
     with staged(run.outputs) as paths:
-        by_name = dict(zip(options.products(), paths[1:], strict=True))
+        by_name = dict(zip(options.outputs(run.outputs[0]), paths, strict=True))
         change = paths[0].with_name("change.tif") if is_mask(paths[0]) else paths[0]
-        counts, polygons = writer.change(change), None
+        counts = writer.change(change)
         if change != paths[0]:
             write_png(change, paths[0])
         if path := by_name.get("probability"):
             writer.probability(path)
-        if path := by_name.get("vector"):
-            vector_options = VectorOptions(options.min_area, options.simplify)
-            polygons = write_polygons(path, change, probabilities, inputs.grid, vector_options)
-        if path := by_name.get("quicklook"):
-            with resumable_errors(path):
-                write_quicklook(path, task.pair, inputs.scalings, change)
+        facts = _facts(run, task.tally, tags, counts, warnings)
+        places = dict(zip(by_name, run.outputs, strict=True)) | run.places
+        found = FinishedMap(
+            pair=task.pair, change=change, probabilities=probabilities, coverage=coverage, facts=facts, places=places
+        )  # fmt: skip
+        polygons = write_products(found, by_name)
         for date in (inputs.before, inputs.after):
             date.check_unchanged()
         task.journal.publish()
@@ -217,11 +244,23 @@ def _publish(run: Run, task: MapTask, settings: dict[str, str]) -> _Published:
     return _Published(counts, polygons)
 
 
-def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
+def _facts(run: Run, tally: Tally, tags: dict[str, str], counts: Counts, warnings: Sequence[str]) -> Facts:
+    pixels = run.inputs.grid.height * run.inputs.grid.width
+    valid = pixels - counts.nodata
+    return Facts(
+        scene=printable(run.name or run.inputs.after.origin.stem), bundle=run.bundle.name.resolve().name,
+        tile=run.interface.tile, inputs=run.inputs, options=run.options, tags=tags,
+        changed_share=counts.changed / valid if valid else None, valid_share=valid / pixels,
+        unreadable=(tally.share("before"), tally.share("after")), warnings=warnings,
+    )  # fmt: skip
+
+
+def _tags(run: Run, settings: dict[str, str], tally: Tally, valid: float) -> dict[str, str]:
     """Returns the outputs' tags; no timestamps, so that equal runs write equal bytes."""
     manifest = run.bundle.manifest
     f1 = stated_f1(run.bundle, run.entry.name, run.threshold)
     return {
+        "MISGNET_SOFTWARE": f"misgnet-export {version('misgnet-export')}",
         "MISGNET_BUNDLE_VERSION": str(manifest.bundle_version),
         "MISGNET_BUNDLE_SHA256": settings["the bundle"],
         "MISGNET_WEIGHTS_SHA256": manifest.source_weights_sha256,
@@ -233,6 +272,7 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally) -> dict[str, str]:
         **_date_tags("before", run.inputs.before),
         **_date_tags("after", run.inputs.after),
         **{f"{_UNREADABLE}_{date.upper()}": f"{100 * tally.share(date):.6g}" for date in ("before", "after")},
+        "MISGNET_VALID_SHARE": f"{valid:.6g}",
         **_ground_tags(run.inputs),
         **run.tags,
     }
@@ -256,7 +296,12 @@ def _ground_tags(inputs: Inputs) -> dict[str, str]:
 
 def _date_tags(name: str, date: Date) -> dict[str, str]:
     prefix = f"MISGNET_{name.upper()}"
-    return {f"{prefix}_{date.identity.tag}": date.identity.value, f"{prefix}_SCALING": str(date.scaling)}
+    return {
+        f"{prefix}_NAME": printable(date.origin.name),
+        **({f"{prefix}_DATE": date.acquired.isoformat()} if date.acquired else {}),
+        f"{prefix}_{date.identity.tag}": date.identity.value,
+        f"{prefix}_SCALING": str(date.scaling),
+    }
 
 
 def _report(run: Run, tally: Tally, work: Work, published: _Published, resumed: int) -> SceneReport:

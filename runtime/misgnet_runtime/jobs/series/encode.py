@@ -21,6 +21,7 @@ from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.reader import open_raster
 from misgnet_runtime.raster.source import RasterFile
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.storage.atomic import refuse_existing
 
 
@@ -55,7 +56,7 @@ class EncodeReport:
 
 def encode_file(
     bundle_path: Path,
-    raster: RasterFile | Path,
+    raster: RasterFile | Path | str,
     output: Path,
     options: SceneOptions | None = None,
     *,
@@ -77,11 +78,13 @@ def encode_file(
     if not progress_folder(output).exists():
         refuse_existing(output, options.force)
     bundle = read_bundle(bundle_path)
-    with open_raster(raster, "before", pixels=bundle.manifest.interface.pixels) as opened:
+    (source,) = locate_dates([raster], options.dates[:1], options.remote)
+    with open_raster(source, "before", pixels=bundle.manifest.interface.pixels) as opened:
         check_readable(opened, options.max_unreadable)  # fails before the engine is opened
         with open_split_engine(bundle, options, opener) as engine:
             encoding = inspect_encoding(engine, opened, options)
-            log.info(f"{opened.origin.name}: {encoding.date.scaling}")
+            for line in encoding.date.lines():
+                log.info(f"{opened.origin.name}: {line}")
             for warning in band_warnings(encoding.date):
                 log.warning(warning)
             warn_of_resolution(opened, bundle.manifest.resolution, log)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from misgnet_runtime.raster.source import RasterFile
 
 # Fields of SceneOptions that do not affect one date's features.
-OF_MAPS = ("before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook")
+OF_MAPS = (
+    "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook", "report",
+    "stac_item", "style",
+)  # fmt: skip
 OF_PAIRS = ("aoi", "coregister")  # fields that are not offered for series
 _DATES = {"before_": "the first date", "after_": "all later dates"}
 
@@ -36,6 +39,12 @@ class SeriesOptions:
     vector: bool = option(False, help="Also write polygons of changed areas, DATE.gpkg.", panel=OUTPUT_PANEL)
     quicklook: bool = option(
         False, help="Also write a small picture of both dates and the change, DATE.png.", panel=OUTPUT_PANEL
+    )
+    report: bool = option(
+        False, help="Also write a page about both dates and the change, DATE.html.", panel=OUTPUT_PANEL
+    )
+    stac_item: bool = option(
+        False, help="Also write a STAC Item that describes all outputs of a date, DATE.json.", panel=OUTPUT_PANEL
     )
     scene: SceneOptions = group(
         SceneOptions,
@@ -60,7 +69,8 @@ class SeriesOptions:
 
         return folder / f"{date.stem}.tif", replace(
             self.scene, probability=named(self.probability, ".probability.tif"), vector=named(self.vector, ".gpkg"),
-            quicklook=named(self.quicklook, ".png"),
+            quicklook=named(self.quicklook, ".png"), report=named(self.report, ".html"),
+            stac_item=named(self.stac_item, ".json"),
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.inference.split_detector import SplitOpener, choose_split
 from misgnet_runtime.jobs.journal import can_resume, discard_progress, was_renamed
-from misgnet_runtime.jobs.scene.inputs import check_readable, inspect_pair, warn_of_resolution
+from misgnet_runtime.jobs.scene.inputs import Date, check_readable, inspect_pair, warn_of_resolution
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, refuse_unreadable, run_pair
 from misgnet_runtime.jobs.series.comparison import compare
 from misgnet_runtime.jobs.series.encoding import (
@@ -30,10 +30,11 @@ from misgnet_runtime.jobs.series.features import SUFFIX, FeatureFile, open_featu
 from misgnet_runtime.jobs.series.finished import digest, is_done, refuse_tuned_since, tags
 from misgnet_runtime.jobs.series.options import SeriesOptions
 from misgnet_runtime.log import EventLog
+from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.grid import Grid
-from misgnet_runtime.raster.polygons import load_vector_libraries
 from misgnet_runtime.raster.reader import Pair, Raster, open_raster
-from misgnet_runtime.raster.source import RasterFile, as_source, local_paths
+from misgnet_runtime.raster.source import RasterFile, local_paths
+from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.storage.atomic import refuse_inputs
 
 
@@ -54,12 +55,13 @@ class _Comparison:
     after: Encoding
     run: Run
     done: bool  # whether all outputs exist and were written by an identical run
+    warnings: list[str]  # that were logged about the dates
 
 
 def run_series(
     bundle_path: Path,
-    reference: RasterFile | Path,
-    dates: Sequence[RasterFile | Path],
+    reference: RasterFile | Path | str,
+    dates: Sequence[RasterFile | Path | str],
     folder: Path,
     *,
     options: SeriesOptions,
@@ -76,11 +78,12 @@ def run_series(
     :func:`predict_scene_files`.
     """
     folder = Path(os.path.realpath(folder))
-    first, later = as_source(reference), [as_source(date) for date in dates]
+    about_first, about_later = options.scene.dates
+    about = [about_first, *[about_later] * len(dates)]
+    first, *later = locate_dates([reference, *dates], about, options.scene.remote)
     _check_names(first, later, folder, options)
     options.scene.check_values()
-    if options.vector:
-        load_vector_libraries()
+    check_libraries(vector=options.vector, report=options.report)
     bundle = read_bundle(bundle_path)
     try:
         with open_raster(first, "before", pixels=bundle.manifest.interface.pixels) as raster:
@@ -97,12 +100,17 @@ def _check_names(reference: RasterFile, dates: Sequence[RasterFile], folder: Pat
     taken: dict[str, RasterFile] = {}
     for date in [*([reference] if options.consecutive else []), *dates]:
         change, scene = options.of_date(folder, date)
-        outputs = change, *scene.products().values()
+        outputs = scene.outputs(change).values()
         refuse_inputs(outputs, inputs)
         for output in map(str, outputs):
             if output in taken:
                 raise UsageError(f"{taken[output]} and {date} would both be written to {output}; rename one of them")
             taken[output] = date
+
+
+def _log_pixels(date: Date, log: EventLog) -> None:
+    for line in date.lines():
+        log.info(f"{date.origin.name}: {line}")
 
 
 class _Series:
@@ -116,7 +124,7 @@ class _Series:
         self, engine: SplitEngine, reference: Raster, folder: Path, options: SeriesOptions, listener: Listener
     ) -> None:
         self._engine, self._reference, self._folder = engine, reference, folder
-        self._options, self._listener = options, listener
+        self._options, self._listener, self._log = options, listener, listener.log
         self._failures: list[tuple[RasterFile, MisgnetError]] = []
 
     def run(self, dates: Sequence[RasterFile]) -> None:
@@ -136,26 +144,27 @@ class _Series:
     def _inspect_all(self, dates: Sequence[RasterFile]) -> list[_Comparison]:
         """Returns the comparisons to run; records the failure of each date that cannot be compared."""
         found = []
-        first = inspect_encoding(self._engine, self._reference, self._options.scene)
-        self._listener.log.info(f"{first.date.origin.name}: {first.date.scaling}")
-        self._warn_of_resolution(self._reference)
+        first, shared = inspect_encoding(self._engine, self._reference, self._options.scene), self._log.remembering()
+        _log_pixels(first.date, self._log)
+        self._warn_of_resolution(self._reference, shared)
         before: Encoding | None = first
         for source in dates:
             after = None
             with self._noted(source), self._opened(before or first, source) as pair:
                 after = inspect_encoding(self._engine, pair.after, self._options.scene, pair.grid)
-                self._listener.log.info(f"{source.name}: {after.date.scaling}")
+                log = self._log.remembering(shared.warnings or ())
+                _log_pixels(after.date, log)
                 if pair.after.source:  # else it has the reference's grid
-                    self._warn_of_resolution(pair.after)
+                    self._warn_of_resolution(pair.after, log)
                 if before is None:
                     raise InputError("it cannot be compared: the previous date failed")
-                found.append(self._comparison(pair, before, after))
+                found.append(self._comparison(pair, before, after, log))
             if self._options.consecutive:
                 before = after
         return found
 
-    def _warn_of_resolution(self, raster: Raster) -> None:
-        warn_of_resolution(raster, self._engine.bundle.manifest.resolution, self._listener.log)
+    def _warn_of_resolution(self, raster: Raster, log: EventLog) -> None:
+        warn_of_resolution(raster, self._engine.bundle.manifest.resolution, log)
 
     @contextmanager
     def _opened(self, before: Encoding, after: RasterFile) -> Iterator[Pair]:
@@ -168,12 +177,12 @@ class _Series:
                 first = stack.enter_context(opening(before.date.origin, "before"))
             yield Pair(first, stack.enter_context(opening(after, "after")), grid)
 
-    def _comparison(self, pair: Pair, before: Encoding, after: Encoding) -> _Comparison:
+    def _comparison(self, pair: Pair, before: Encoding, after: Encoding, log: EventLog) -> _Comparison:
         inputs = inspect_pair(pair, before.date, after.date)
         for warning in inputs.warnings():
-            self._listener.log.warning(f"{after.date.origin.name}: {warning}")
+            log.warning(f"{after.date.origin.name}: {warning}")
         change, options = self._options.of_date(self._folder, after.date.origin)
-        engine, outputs = self._engine, [change, *options.products().values()]
+        engine, outputs = self._engine, [*options.outputs(change).values()]
         run = Run(
             bundle=engine.bundle, inputs=inputs, options=options, outputs=outputs,
             interface=engine.detector.interface, entry=engine.entry, device=engine.device, streams=engine.streams,
@@ -187,13 +196,13 @@ class _Series:
             refuse_outputs(outputs, options.force)
         if done:
             refuse_unreadable(change, self._options.scene.max_unreadable)
-        return _Comparison(before, after, replace(run, tags=tags(run, same)), done)
+        return _Comparison(before, after, replace(run, tags=tags(run, same)), done, log.warnings or [])
 
     def _compare(self, comparison: _Comparison) -> None:
         run, output = comparison.run, comparison.run.outputs[0]
         if comparison.done:
             discard_progress(output)
-            self._listener.log.info(f"{output} is up to date (written by an identical run)")
+            self._log.info(f"{output} is up to date (written by an identical run)")
             return
         detector, listener = self._engine.detector, self._listener
         with self._opened(comparison.before, comparison.after.date.origin) as pair:
@@ -201,8 +210,9 @@ class _Series:
             after = self._features(comparison.after, pair.after) if self._options.consecutive else None
             run = replace(run, features=[stored.sha256 for stored in (before, after) if stored])
             report = run_pair(
-                run, pair, lambda task: compare(task, detector, (before, after)), listener.log, listener.progress
-            )
+                run, pair, lambda task: compare(task, detector, (before, after)),
+                self._log.remembering(comparison.warnings), listener.progress,
+            )  # fmt: skip
         discard_progress(output)
         self._listener.finished(output, report)
 
@@ -221,9 +231,9 @@ class _Series:
                 raise UsageError(
                     f"features {path} were made with {changes}; encode the raster again, or choose another -o"
                 )
-        made, resumed = make_features(encoding, raster, path, log=self._listener.log, progress=self._listener.progress)
+        made, resumed = make_features(encoding, raster, path, log=self._log, progress=self._listener.progress)
         if resumed:
-            self._listener.log.info(f"{path.name}: resumed at tile {resumed}")
+            self._log.info(f"{path.name}: resumed at tile {resumed}")
         return made
 
     def _is_given(self, encoding: Encoding) -> bool:
@@ -246,7 +256,7 @@ class _Series:
         try:
             yield
         except MisgnetError as error:
-            self._listener.log.error(f"{date}: {error}; continuing with the other dates")
+            self._log.error(f"{date}: {error}; continuing with the other dates")
             self._failures.append((date, error))
 
     def _raise_first(self, count: int) -> None:

@@ -14,7 +14,8 @@ from misgnet_runtime.raster.declared import Declared
 
 # Suffixes of output names, after the pair's name.
 ENDINGS = (
-    "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", *(f"_change{end}" for end in VECTOR_SUFFIXES)
+    "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", "_report.html",
+    *(f"_change{end}" for end in VECTOR_SUFFIXES), "_change.qml", "_probability.qml",
 )  # fmt: skip
 
 _MAX = 1_000_000_000  # seconds or attempts; the system cannot wait longer
@@ -46,8 +47,9 @@ class WatchOptions:
         None, help="Also write polygons as NAME_change with this extension.", changes_output=True
     )
     quicklook: bool = option(False, help="Also write NAME_quicklook.png.", changes_output=True)
+    report: bool = option(False, help="Also write NAME_report.html.", changes_output=True, omit_default=True)
     # How pairs of GeoTIFFs are processed.
-    scene: SceneOptions = group(SceneOptions, without=("restart",), fixed={"force": True})
+    scene: SceneOptions = group(SceneOptions, without=("restart", "remote"), fixed={"force": True})
 
     def check(self) -> None:
         """Raises UsageError for invalid values, so that no pair fails because of them."""
@@ -59,8 +61,9 @@ class WatchOptions:
         """Returns the output file names of a pair, the change raster or mask last."""
         if pair.kind == "image":
             return (f"{pair.name}_change.png",)
-        products = self.scene_options(pair.name, Path()).products().values()
-        return *(path.name for path in products), f"{pair.name}_change.tif"
+        change = Path(f"{pair.name}_change.tif")
+        _, *others = self.scene_options(pair.name, Path()).outputs(change).values()
+        return *(path.name for path in others), change.name
 
     def scene_options(self, name: str, folder: Path) -> SceneOptions:
         """Returns the options for the pair ``name``, whose products are written to ``folder``."""
@@ -69,6 +72,7 @@ class WatchOptions:
             probability=folder / f"{name}_probability.tif" if self.probability else None,
             vector=folder / f"{name}_change.{self.vector}" if self.vector else None,
             quicklook=folder / f"{name}_quicklook.png" if self.quicklook else None,
+            report=folder / f"{name}_report.html" if self.report else None,
         )
 
     def settings(self) -> dict[str, str]:

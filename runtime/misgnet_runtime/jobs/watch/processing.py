@@ -20,9 +20,9 @@ from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
 from misgnet_runtime.jobs.watch.preflight import check_files, check_names, check_permitted, file_digest
 from misgnet_runtime.log import EventLog
+from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.images import read_pair
-from misgnet_runtime.raster.polygons import load_vector_libraries
 
 Open = Callable[[str], AbstractContextManager[Opened]]  # opens the named engine
 
@@ -128,7 +128,7 @@ class LocalProcessor:
             return asdict(
                 predict_opened(
                     self._bundle, lambda: nullcontext(self._opened), *paths, options=options,
-                    log=self._log.bind(pair=pair.name), progress=progress,
+                    log=self._log.bind(pair=pair.name), progress=progress, name=pair.name,
                 )
             )  # fmt: skip
 
@@ -138,8 +138,7 @@ def missing_library(kind: Kind, options: WatchOptions) -> str | None:
     try:
         if kind == "scene":
             load_rasterio("a scene")
-            if options.vector:
-                load_vector_libraries()
+            check_libraries(vector=options.vector is not None, report=options.report)
     except UnavailableError as error:
         return str(error)
     return None
