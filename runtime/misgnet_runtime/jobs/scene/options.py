@@ -140,7 +140,7 @@ class SceneOptions:
         """Returns how many pixels neighbouring tiles share: as requested, else as the bundle states."""
         return manifest.scene_overlap if self.overlap is None else self.overlap
 
-    def files(self) -> list[Path]:
+    def inputs(self) -> list[Path]:
         """Returns the files, besides both dates, that the outputs depend on."""
         return [self.aoi] if self.aoi else []
 

@@ -87,7 +87,7 @@ def predict_opened(
     files = tuple(options.outputs(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]
     dates = locate_dates((before, after), options.dates, options.remote)
-    refuse_inputs(files, local_paths(*dates, *options.files()))
+    refuse_inputs(files, local_paths(*dates, *options.inputs()))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels

@@ -56,7 +56,7 @@ def place_raster(source: Grid, grid: Grid) -> Outlines | None:
     steps = np.linspace(0, 1, _POINTS // 4, endpoint=False)[:, None]
     corners = np.array([(0, 0), (source.width, 0), (source.width, source.height), (0, source.height)], np.float64)
     edges = [start + (stop - start) * steps for start, stop in zip(corners, np.roll(corners, -1, axis=0), strict=True)]
-    eastings, northings = mapped(source.transform, *np.concatenate(edges).T)  # type: ignore[arg-type]
+    eastings, northings = mapped(source.transform, *np.concatenate(edges).T)
     points = _in_pixels(np.column_stack([eastings, northings]), source.crs, grid)
     if not np.isfinite(points).all():  # beyond the projection: its tiles are found empty when they are read
         return None
@@ -98,7 +98,7 @@ def _in_pixels(points: NDArray[np.float64], crs: Any, grid: Grid) -> NDArray[np.
         if grid.crs.is_geographic and not crs.is_geographic:  # the longitude nearest to the grid's centre
             west, _, east, _ = grid.bounds
             points[:, 0] += 360 * np.round(((west + east) / 2 - points[:, 0]) / 360)
-    columns, rows = mapped(~grid.transform, *points.T)  # type: ignore[arg-type]
+    columns, rows = mapped(~grid.transform, *points.T)
     return np.column_stack([columns, rows])
 
 
