@@ -49,15 +49,25 @@ def run_folders(root: Path) -> None:
     predict_folders(root / "bundle", root / "in/before", root / "in/after", root / "out", options)
 
 
-_PRODUCTS = {"probability": "p.tif", "vector": "v.gpkg", "quicklook": "q.png", "report": "r.html"}
+_PRODUCTS = {
+    "probability": "p.tif",
+    "vector": "v.gpkg",
+    "quicklook": "q.png",
+    "report": "r.html",
+    "stac_item": "i.json",
+}
 
 
 def _rasters(root: Path, *names: str, height: int = 150) -> None:
+    import rasterio
+
     from support.scenes import scene, write_raster
 
     for seed, name in enumerate(names):
         before, after = scene(height, 90, seed // 2)
-        write_raster(root / "in" / f"{name}.tif", after if seed % 2 else before)
+        path = write_raster(root / "in" / f"{name}.tif", after if seed % 2 else before)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.update_tags(TIFFTAG_DATETIME=f"2026:05:{seed + 1:02} 10:20:31")
 
 
 def scene(root: Path) -> None:

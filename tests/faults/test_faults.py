@@ -20,7 +20,7 @@ if sys.platform != "linux" or shutil.which("cc") is None:
     pytest.skip("fault injection requires Linux and a C compiler", allow_module_level=True)
 
 FAULTS = Path(__file__).parent
-NEEDS = {"build": ("onnx", "torch"), "sign": ("model_signing",), "accept": ("cryptography",)}
+NEEDS = {"build": ("onnx", "torch"), "sign": ("model_signing",), "accept": ("cryptography",), "scene": ("pystac",)}
 POINTS = {
     "build": 6, "image": 8, "folders": 8, "scene": 16, "series": 10, "batch": 16, "watch": 8, "sign": 8,
     "compile": 8, "accept": 8,

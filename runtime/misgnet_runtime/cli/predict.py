@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.raster.remote.address import is_address
 
-if TYPE_CHECKING:
-    pass
-
 
 @takes_options
 def predict(
@@ -25,8 +22,8 @@ def predict(
     before: Annotated[
         str,
         typer.Argument(
-            help="Earlier date: a GeoTIFF (a path or, with --remote, an address), an image (8-bit RGB for most "
-            "bundles), or a folder."
+            help="Earlier date: a GeoTIFF or a STAC Item (a path or, with --remote, an address), an image (8-bit RGB "
+            "for most bundles), or a folder."
         ),
     ],
     after: Annotated[

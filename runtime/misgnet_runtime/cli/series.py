@@ -31,7 +31,7 @@ class _EncodeOptions:
 def encode(
     bundle: _Bundle,
     raster: Annotated[
-        str, typer.Argument(help="GeoTIFF of one date, of any size: a path or, with --remote, an address.")
+        str, typer.Argument(help="GeoTIFF or STAC Item of one date: a path or, with --remote, an address.")
     ],
     *,
     output: Annotated[
@@ -54,10 +54,10 @@ def encode(
 def series(
     bundle: _Bundle,
     reference: Annotated[
-        str, typer.Argument(help="GeoTIFF of the earliest date, of any size: a path or, with --remote, an address.")
+        str, typer.Argument(help="GeoTIFF or STAC Item of the earliest date: a path or, with --remote, an address.")
     ],
     dates: Annotated[
-        list[str], typer.Argument(help="GeoTIFFs of the later dates; each is compared with the reference.")
+        list[str], typer.Argument(help="GeoTIFFs or STAC Items of the later dates; each is compared with the reference.")
     ],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for DATE.tif of each later date.")],

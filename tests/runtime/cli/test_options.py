@@ -223,7 +223,7 @@ def test_options_of_one_date_override_options_of_both() -> None:
     asked = make(SceneOptions, {"scale": "0.1", "bands": "3,2,1", "after_scale": "0.2"})
     before, after = asked.dates
     assert (before.scale, before.bands, after.scale, after.bands) == ((0.1,), (3, 2, 1), (0.2,), (3, 2, 1))
-    assert before.shared == {"bands", "scale", "offset"} and after.shared == {"bands", "offset"}
+    assert before.shared == {"assets", "bands", "scale", "offset"} and after.shared == {"assets", "bands", "offset"}
     assert replace(asked, align=True).dates == asked.dates
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,9 @@ from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.footprint import footprint
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
+from misgnet_runtime.raster.remote import RemoteOptions
 from support.bundles import FLOAT, INTERFACE, FakeEngine, fake_detector, make_bundle
+from support.file_server import FileServer, file_server
 from support.logs import Collected
 from support.scenes import PLACE, read, scene, write_raster
 from support.stac import COLOURS, single_band_assets, three_bands, write_item
@@ -159,6 +162,55 @@ def test_an_output_replaces_no_file_of_an_item(place: Place) -> None:
             place.run(probability=place.root / "dates" / name, force=True)
     with pytest.raises(UsageError, match="is also an input"):
         place.run(stac_item=place.before, force=True)
+
+
+# --- items on a server
+
+
+@pytest.fixture
+def server(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    pytest.importorskip("urllib3", reason="addresses need the [remote] extra")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with file_server(place.root / "dates") as found:
+        yield found
+
+
+REMOTE = RemoteOptions(remote=True, remote_retries=0)
+
+
+def test_items_on_a_server_give_the_map_of_local_ones(place: Place, server: FileServer) -> None:
+    place.run()
+    local = read(place.out / "change.tif")
+    addresses = [f"{server.url(name)}?token=secret" for name in ("before.json", "after.json")]
+    place.run(*addresses, force=True, remote=REMOTE, stac_item=place.out / "change.json")
+    assert np.array_equal(read(place.out / "change.tif"), local)
+    tags = _tags(place.out / "change.tif")
+    assert tags["MISGNET_BEFORE_STAC_ITEM"].count("etag") == 3 and "item sha256" in tags["MISGNET_BEFORE_STAC_ITEM"]
+    links = [link["href"] for link in place.item()["links"]]
+    assert links == [server.url("before.json"), server.url("after.json")]
+    assert not any("secret" in text for text in (str(place.logged.messages), str(tags), str(place.item())))
+
+
+def test_items_on_a_server_need_the_option_remote(place: Place, server: FileServer) -> None:
+    with pytest.raises(UsageError, match="--remote"):
+        place.run(server.url("before.json"))
+    assert not server.requests
+
+
+@pytest.mark.parametrize("name", ["before.json", "green.tif", "after.tif"])
+def test_what_changes_on_the_server_during_the_run_is_an_error(
+    place: Place, server: FileServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(*_: Any) -> None:
+        path = place.root / "dates" / name
+        path.write_bytes(path.read_bytes() + b" ")
+
+    monkeypatch.setattr("misgnet_runtime.raster.quicklook.write_quicklook", changing)
+    with pytest.raises(InputError, match="changed"):
+        place.run(
+            server.url("before.json"), server.url("after.json"), remote=REMOTE, quicklook=place.out / "look.png"
+        )  # fmt: skip
+    assert not (place.out / "change.tif").exists()
 
 
 # --- items of results

@@ -15,6 +15,13 @@ from misgnet_runtime.raster.source import Fetched, Identity, RasterFile, changed
 from misgnet_runtime.raster.stated import Stated
 
 
+@dataclass(frozen=True)
+class ItemIdentity(Identity):
+    """Identifies an item's text and its files."""
+
+    files: tuple[Identity, ...]
+
+
 class _Delegating(RasterFile):
     """Reads the bytes of another file."""
 
@@ -139,15 +146,18 @@ class ItemDate(_Delegating):
     def state(self) -> Hashable:
         return (self._digest(), *(file.state() for file in self.files))
 
-    def identity(self) -> Identity:
+    def identity(self) -> ItemIdentity:
         """Returns the SHA-256 of the item, and what identifies each of its files."""
-        files = [(file.key, file.identity()) for file in self.files]
-        parts = [f"item sha256 {self._digest()}", *(f"{key} {found.kind} {found.value}" for key, found in files)]
-        return Identity("stac-item", "; ".join(parts))
+        files = tuple(file.identity() for file in self.files)
+        named = [f"{file.key} {found.kind} {found.value}" for file, found in zip(self.files, files, strict=True)]
+        return ItemIdentity("stac-item", "; ".join([f"item sha256 {self._digest()}", *named]), files)
 
     def check_unchanged(self, state: Hashable, identity: Identity) -> None:
-        if self.state() != state and self.identity() != identity:
+        assert isinstance(state, tuple) and isinstance(identity, ItemIdentity)
+        if self._digest() != state[0]:
             raise changed(self)
+        for file, own, found in zip(self.files, state[1:], identity.files, strict=True):
+            file.check_unchanged(own, found)
 
     def take_fetched(self) -> Fetched:
         found = [file.take_fetched() for file in self.files]
