@@ -30,7 +30,7 @@ class Request:
     sent: int = 0  # bytes of the body
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FileServer:
     """Serves the files of a folder. ``fault``: returns what goes wrong with a request, or None."""
 
@@ -65,7 +65,7 @@ class FileServer:
 @contextmanager
 def file_server(root: Path) -> Iterator[FileServer]:
     """Runs a server for the block."""
-    found = FileServer(root)
+    found = FileServer(root=root)
 
     class Handler(_Handler):
         server_state = found

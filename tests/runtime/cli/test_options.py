@@ -26,6 +26,7 @@ from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.options import check, group, make, option, settings, stated
 from misgnet_runtime.parsers import numbers
 from misgnet_runtime.raster.declared import Declared
+from misgnet_runtime.raster.remote.options import RemoteOptions
 from support.commands import exit_code
 from support.paths import ROOT
 
@@ -215,7 +216,9 @@ def test_every_option_has_help_and_a_panel(kind: type) -> None:
 
 def test_columns_are_the_options_of_predict() -> None:
     assert stated(RowOptions).keys() - stated(SceneOptions).keys() == {"output"}
-    assert stated(SceneOptions).keys() <= stated(RowOptions).keys()
+    # A row may not allow a network.
+    assert stated(SceneOptions).keys() - stated(RemoteOptions).keys() <= stated(RowOptions).keys()
+    assert not stated(RemoteOptions).keys() & stated(RowOptions).keys()
     assert (stated(BatchOptions).keys() | {"output"}) >= stated(RowOptions).keys()
 
 
