@@ -32,6 +32,10 @@ GEOTIFF_DECODINGS = 128
 GEOTIFF_BLOCKS = 1 << 24
 GEOTIFF_DIRECTORIES = 1_024
 
+AREA_BYTES = 16 * _MIB
+AREA_POLYGONS = 1_000
+AREA_VERTICES = 20_000
+AREA_CRS_BYTES = 64 * _KIB
 REMOTE_BYTES = 8 * _GIB
 
 PICKLE_BYTES = 4 * _MIB
@@ -204,6 +208,14 @@ READERS = (
         Limit("of its zip directory", ARCHIVE_DIRECTORY_BYTES, "bytes", "it has 7 entries"),
         Limit("of JSON in activation statistics", OBSERVATIONS_HEADER_BYTES, "bytes", "names of thousands of tensors"),
     ), seconds=10, mebibytes=576),
+    Reader(name="area", file="area of interest (`--aoi`)",
+           how="GeoJSON as JSON of known fields; GeoPackage by SQLite, from plain tables only, "
+           "without functions, views and extensions", limits=(
+        Limit("", AREA_BYTES, "bytes", "20,000 vertices of 40 characters have 1 MB"),
+        Limit("polygons", AREA_POLYGONS, "", "each may cover the whole scene"),
+        Limit("vertices", AREA_VERTICES, "", "time to check and to cut a ring may grow with their square"),
+        Limit("of a coordinate system's definition", AREA_CRS_BYTES, "bytes", "one has 2 kB"),
+    ), seconds=30, mebibytes=768),
     Reader(name="features", file="features of a date",
            how="records mapped a few at a time", limits=(
         Limit("of footer", FEATURES_FOOTER_BYTES, "bytes", "about 1.3 million tiles: 150,000 x 150,000 px at least"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -165,11 +166,36 @@ def geotiff(folder: Path) -> Prepared:
 
 
 def _inspect(before: Path, after: Path, options: Any) -> None:
-    from misgnet_runtime.jobs.scene.inputs import inspect
+    from misgnet_runtime.jobs.scene.inputs import inspected
     from misgnet_runtime.raster.reader import open_pair
 
-    with open_pair(before, after, align=options.align) as pair:
-        pair.read(inspect(pair, options).scalings, Span(0, 64), Span(16, 80))
+    with open_pair(before, after, align=options.align) as given, inspected(given, options) as (pair, inputs):
+        pair.read(inputs.scalings, Span(0, 64), Span(16, 80))
+
+
+def area(folder: Path) -> Prepared:
+    import pyogrio
+    import shapely
+    from rasterio.crs import CRS
+    from rasterio.transform import from_origin
+
+    from misgnet_runtime.raster.area.area_file import read_area
+    from misgnet_runtime.raster.area.placement import place_area
+    from misgnet_runtime.raster.grid import Grid
+
+    grid = Grid(200, 200, CRS.from_epsg(32633), from_origin(500_000, 5_000_000, 50, 50))
+    ring = [[15, 45.1], [15.1, 45.1], [15.1, 45.15], [15, 45.1]]
+    feature = {"type": "Feature", "properties": {"a": 1}, "geometry": {"type": "Polygon", "coordinates": [ring, ring]}}
+    several = {
+        "type": "MultiPolygon",
+        "coordinates": [[ring]],
+        "crs": {"type": "name", "properties": {"name": "EPSG:4326"}},
+    }
+    seeds = [json.dumps(found).encode() for found in ({"type": "FeatureCollection", "features": [feature]}, several)]
+    outlines = np.array(shapely.to_wkb([shapely.Polygon(ring), shapely.Polygon(ring)]), object)
+    pyogrio.raw.write(folder / "good.gpkg", outlines, [], [], crs="EPSG:4326", geometry_type="Polygon")
+    seeds.append((folder / "good.gpkg").read_bytes())
+    return written(folder / "area", lambda path: place_area(read_area(path), grid)), seeds
 
 
 def features(folder: Path) -> Prepared:

@@ -61,6 +61,10 @@ def _any_geotiff(seeds: Sequence[bytes]) -> Files:
     return damage.damaged_bytes(seeds, _TOKENS) | damage.damaged_tiff(classic) | damage.damaged_tiff(classic)
 
 
+def _any_area(seeds: Sequence[bytes]) -> Files:
+    return damage.damaged_bytes(seeds) | damage.damaged_json([seed for seed in seeds if seed.startswith(b"{")])
+
+
 TARGETS = {
     "manifest": Target(of_bundles.manifest, any_of(_json, _json, _bytes), 768),
     "signature": Target(of_bundles.signature, any_of(_json, _bytes)),
@@ -73,6 +77,7 @@ TARGETS = {
     "onnx": Target(of_pixels.onnx_file, any_of(damage.damaged_onnx, damage.damaged_onnx, _bytes)),
     "images": Target(of_pixels.images, _any_image, 1024, seconds=20),
     "geotiff": Target(of_pixels.geotiff, _any_geotiff, 1536, seconds=20),
+    "area": Target(of_pixels.area, _any_area, 768, seconds=20),
     "scene-journal": Target(of_records.scene_journal, any_of(damage.damaged_lines, _bytes)),
     "folder-record": Target(of_records.folder_record, any_of(damage.damaged_lines, _bytes)),
     "watch-journal": Target(of_records.watch_journal, any_of(damage.damaged_lines, _bytes)),

@@ -19,13 +19,13 @@ FUZZ = Path(__file__).parent
 NEEDS = {
     "onnx": ("observations", "onnx"),
     "torch": ("checkpoint", "safetensors", "onnx"),
-    "rasterio": ("geotiff", "geotiff-families"),
+    "rasterio": ("geotiff", "geotiff-families", "area"),
     "cryptography": ("signature", "statement", "signed-manifest", "accepted", "key"),
 }
 TARGETS = [
     "manifest", "signature", "statement", "signed-manifest", "accepted", "key", "checkpoint", "safetensors", "onnx",
     "images",
-    "geotiff", "scene-journal", "folder-record", "watch-journal", "batch-record", "dataset-record", "features",
+    "geotiff", "area", "scene-journal", "folder-record", "watch-journal", "batch-record", "dataset-record", "features",
     "golden", "evaluation", "observations", "plans", "tuning", "table", "manifest-names", "geotiff-families",
     "table-families", "stac-item",
 ]  # fmt: skip

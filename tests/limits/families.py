@@ -732,6 +732,116 @@ def _varint(number: int) -> bytes:
     return found + bytes([number])
 
 
+# Areas of interest
+
+
+def _area(folder: Path) -> Read:
+    from rasterio.crs import CRS
+    from rasterio.transform import from_origin
+
+    from misgnet_runtime.raster.area.area_file import read_area
+    from misgnet_runtime.raster.area.placement import place_area
+    from misgnet_runtime.raster.grid import Grid
+
+    grid = Grid(2_000, 2_000, CRS.from_epsg(32633), from_origin(500_000, 5_000_000, 50, 50))
+
+    def read(path: Path) -> None:
+        place_area(read_area(path), grid)
+
+    for suffix, make in (("json", area_of([[[15, 44.5], [15.5, 44.5], [15, 45], [15, 44.5]]])), ("gpkg", _geopackage)):
+        make(folder / f"good.{suffix}", False)
+        read(folder / f"good.{suffix}")
+    return read
+
+
+def area_of(*polygons: list[Any]) -> Callable[[Path, bool], None]:
+    """Returns a maker of GeoJSON with polygons, each a list of rings."""
+    content = json.dumps({"type": "MultiPolygon", "coordinates": polygons})
+    return lambda path, _over: _write_text(path, content)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def area_positions(path: Path, over: bool) -> None:
+    """Writes as many positions as fit into the file; over the limit of vertices, then of bytes."""
+    count = (17 if over else 15) * MIB // 6
+    path.write_text('{"type": "Polygon", "coordinates": [[' + "[0,0]," * count + "[0,0]]]}")
+
+
+def _vertices(number: int) -> list[list[float]]:
+    random = np.random.default_rng(0)
+    ring = np.column_stack([15 + random.random(number), 44 + random.random(number)]).tolist()
+    return [*ring, ring[0]]
+
+
+def _comb(teeth: int) -> list[list[float]]:
+    """Returns a valid ring of long diagonal teeth, whose envelopes all overlap."""
+    steps = np.linspace(0, 0.4, 2 * teeth)
+    ring = [[15 + step + (0.5 if n % 4 in (1, 2) else 0), 44 + (0.9 if n % 4 in (1, 2) else 0)]
+            for n, step in enumerate(steps.tolist())]  # fmt: skip
+    return [*ring, [16.5, 43.5], [14.5, 43.5], ring[0]]
+
+
+def area_members(path: Path, _over: bool) -> None:
+    """Writes members that are not read, nested and with many values."""
+    filler = '"x": ' + "[" * 400 + "]" * 400 + ', "y": [' + "{}," * (5 * MIB) + "{}]"
+    path.write_text('{"type": "Feature", "properties": {' + filler + '}, "geometry": null}')
+
+
+def area_nested(path: Path, _over: bool) -> None:
+    path.write_text('{"type": "Polygon", "coordinates": ' + "[" * (15 * MIB))
+
+
+def _geopackage(path: Path, _over: bool, *statements: str) -> None:
+    import sqlite3
+
+    ring = np.array([[15, 44.5], [15.5, 44.5], [15, 45], [15, 44.5]])
+    wkb = struct.pack("<BIII", 1, 3, 1, 4) + ring.astype("<f8").tobytes()
+    database = sqlite3.connect(path)
+    for statement in (
+        "CREATE TABLE gpkg_contents (table_name TEXT, data_type TEXT)",
+        "CREATE TABLE gpkg_geometry_columns (table_name TEXT, column_name TEXT, srs_id INTEGER)",
+        "CREATE TABLE gpkg_spatial_ref_sys (srs_id, organization, organization_coordsys_id, definition)",
+        "CREATE TABLE area (geom BLOB)", "INSERT INTO gpkg_contents VALUES ('area', 'features')",
+        "INSERT INTO gpkg_geometry_columns VALUES ('area', 'geom', 4326)",
+        "INSERT INTO gpkg_spatial_ref_sys VALUES (4326, 'EPSG', 4326, 'GEOGCS[]')",
+        f"INSERT INTO area VALUES (x'4750000100000000{wkb.hex()}')", *statements,
+    ):  # fmt: skip
+        database.execute(statement)
+    database.commit()
+    database.close()
+
+
+def geopackage(*statements: str) -> Callable[[Path, bool], None]:
+    return lambda path, over: _geopackage(path, over, *statements)
+
+
+_COUNTED = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r LIMIT {})"
+AREAS = {
+    "area-positions": area_positions,
+    "area-crossing": area_of([_vertices(19_000)]),
+    "area-repaired": area_of([_vertices(98)]),
+    "area-repaired-many": area_of(*[[_vertices(4)] for _ in range(400)]),
+    "area-comb": area_of([_comb(9_900)]),
+    "area-holes": area_of([[[14, 43], [17, 43], [17, 46], [14, 43]], *[_vertices(3) for _ in range(4_900)]]),
+    "area-overlapping": area_of(*[[[[14, 43], [17, 43], [17, 46], [14, 46], [14, 43]]] for _ in range(1_000)]),
+    "area-members": area_members,
+    "area-nested": area_nested,
+    "area-endless-view": geopackage("DROP TABLE area", "CREATE VIEW area AS WITH RECURSIVE r(geom) AS "
+        "(SELECT 1 UNION ALL SELECT geom + 1 FROM r) SELECT geom FROM r"),
+    "area-computed": geopackage("DROP TABLE area", "CREATE TABLE area (n, geom AS (randomblob(900000000)))",
+        "INSERT INTO area (n) VALUES (1)"),
+    "area-many-rows": geopackage(
+        f"INSERT INTO area {_COUNTED.format(1_000_000)} SELECT NULL FROM r"),
+    "area-many-layers": geopackage(
+        f"INSERT INTO gpkg_contents {_COUNTED.format(2_000)} SELECT 'area', 'features' FROM r",
+        f"INSERT INTO gpkg_geometry_columns {_COUNTED.format(2_000)} SELECT 'x', 'geom', 1 FROM r"),
+    "area-count-in-wkb": geopackage("UPDATE area SET geom = x'47500001000000000103000000ffffff0fffffff0f'"),
+}  # fmt: skip
+
+
 FAMILIES: dict[str, Family] = {
     "npz-polyglot": Family("golden", _golden, polyglot),
     "npz-unfolding": Family("golden", _golden, unfolding, has_over=True),
@@ -816,6 +926,7 @@ FAMILIES: dict[str, Family] = {
     "policy-headers": Family("policy", _policy, policy("[b{number}{parts}]\n", dots=60), has_over=True),
     "policy-dotted": Family("policy", _policy, policy("[c{number}{parts}]\n", "d{parts} = 1\n", dots=60)),
     "policy-quoted": Family("policy", _policy, policy('"="{parts} = 1\n', dots=2_000)),
+    **{name: Family("area", _area, make, name == "area-positions") for name, make in AREAS.items()},
     "stac-assets": Family("stac-item", _stac_item, stac_item(lambda n: f'"{n}":{{"href":""}}'), has_over=True),
     "stac-bands": Family("stac-item", _stac_item, stac_item(
         lambda _: "{}", before='"a":{"href":"","bands":[', after="]}"), has_over=True),

@@ -25,6 +25,7 @@ NEEDS = {
     "checkpoint": "torch",
     "safetensors": "torch",
     "onnx": "onnx",
+    "area": "rasterio",
     "table": "rasterio",
     "features": "rasterio",
     "journal": "rasterio",
@@ -36,7 +37,7 @@ from families import FAMILIES
 
 FAST = [name for name, family in FAMILIES.items() if os.environ.get("MISGNET_ALL_FAMILIES") or not family.slow]
 NAMES = sorted({FAMILIES[name].reader for name in FAST})
-SLOW = {"checkpoint", "features", "image", "onnx", "safetensors", "table"}  # seconds to minutes each
+SLOW = {"area", "checkpoint", "features", "image", "onnx", "safetensors", "table"}  # seconds to minutes each
 
 
 def _readings(name: str) -> list[dict[str, Any]]:

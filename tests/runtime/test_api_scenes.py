@@ -28,6 +28,7 @@ from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from support.bundles import FLOAT, make_bundle
 from support.commands import exit_code
 from support.scenes import PLACE, read, scene, write_raster
+from support.stac import three_bands, write_item
 
 H, W = 150, 210
 BEFORE, AFTER = scene(H, W)
@@ -253,6 +254,8 @@ def test_options_are_those_of_the_command(place: Place, session: BundleSession, 
     texts = {"bands": "3,2,1", "before_scale": "0.003", "after_scale": "0.004", "overlap": "32"}
     text = session.predict_scene(place.before, place.after, **texts)
     np.testing.assert_array_equal(text.probability, found.probability)
+    several = session.predict_scene(place.before, place.after, **{**texts, "bands": ["3", "2", "1"]})
+    np.testing.assert_array_equal(several.probability, found.probability)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +327,36 @@ def test_threads_share_a_session(place: Place, session: BundleSession) -> None:
     assert len(found) == 4
     for one in found:
         np.testing.assert_array_equal(one, read(place.probability))
+
+
+# Addresses and STAC Items
+
+
+def test_address_needs_remote(place: Place, session: BundleSession) -> None:
+    pytest.importorskip("urllib3")
+    from support.file_server import file_server
+
+    with file_server(place.root) as server:
+        addresses = [server.url(path.name) for path in (place.before, place.after)]
+        with pytest.raises(UsageError, match="--remote"):
+            session.predict_scene(*addresses)
+        assert server.requests == []
+        found = session.predict_scene(*addresses, remote=True)
+    np.testing.assert_array_equal(found.probability, read(place.probability))
+
+
+def test_stac_items_of_pystac_and_of_a_path_give_the_map_of_their_file(
+    place: Place, session: BundleSession, tmp_path: Path
+) -> None:
+    path = write_item(tmp_path / "item.json", {"visual": three_bands(str(place.before))})
+    found = session.predict_scene(path, place.after, before_assets=["visual"])
+    np.testing.assert_array_equal(found.probability, read(place.probability))
+    pystac = pytest.importorskip("pystac")
+    item = pystac.Item.from_file(str(path))
+    np.testing.assert_array_equal(session.predict_scene(item, place.after).probability, read(place.probability))
+    item.set_self_href(None)
+    with pytest.raises(InputError, match="before, STAC Item scene, has no address of its own; save it"):
+        session.predict_scene(item, place.after)
 
 
 # Open datasets
@@ -408,7 +441,7 @@ def test_closed_and_writable_datasets_are_refused(place: Place, session: BundleS
 def test_other_objects_are_refused(place: Place, session: BundleSession) -> None:
     with pytest.raises(InputError, match=r"before is a numpy.ndarray; .*: pass arrays and Pillow images to predict"):
         session.predict_scene(BEFORE, place.after)
-    with pytest.raises(InputError, match=r"after is a builtins.int; a scene is a path of a GeoTIFF, an open rasterio"):
+    with pytest.raises(InputError, match=r"after is a builtins.int; a scene is a path or an address of a GeoTIFF"):
         session.predict_scene(place.before, 3)
 
 

@@ -93,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: FileServer
     timeout = 10
+    disable_nagle_algorithm = True  # it would delay each answer by 40 ms
 
     def log_message(self, *_: Any) -> None:
         pass

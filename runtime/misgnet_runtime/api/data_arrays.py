@@ -14,7 +14,7 @@ from misgnet_runtime.raster.writer import gdal_errors
 
 _AXES = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"))  # names of the dimensions of rows and columns
 _NODATA = ("_FillValue", "missing_value", "nodata")  # attributes that state it, as rioxarray and CF files do
-_MOST_DEVIATION = 0.01  # of a coordinate from the regular grid, in pixels
+_MOST_DEVIATION = 0.1  # of a coordinate from the regular grid, in pixels
 _BLOCK = 256  # side of a block in pixels
 _AT_ONCE = 64 << 20  # bytes of values that are computed and written at once
 _COLOURS = ("red", "green", "blue", "alpha")  # names of bands that are the file's colour interpretation

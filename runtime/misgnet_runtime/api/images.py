@@ -47,8 +47,8 @@ class ChangeMap:
         if valid is None:
             return cls(probability, probability > threshold, np.ones(probability.shape, np.bool_))
         probability[~valid] = np.nan
-        arrays = (np.ma.MaskedArray(array, mask=~valid) for array in (probability, probability > threshold))
-        return cls(*arrays, valid)
+        mask: NDArray[np.bool_] = np.ma.MaskedArray(probability > threshold, mask=~valid)
+        return cls(np.ma.MaskedArray(probability, mask=~valid), mask, valid)
 
 
 def read_dates(before: Date, after: Date, pixels: PixelFormat, log: EventLog) -> tuple[Image, Image, Mask | None]:

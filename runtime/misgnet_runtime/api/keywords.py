@@ -42,8 +42,10 @@ def _converted(option: Stated, value: Any) -> Any:
         if isinstance(value, str):
             return value
         if any(get_origin(one) is tuple for one in (option.type, *get_args(option.type))):
-            items = [value] if isinstance(value, (int, float)) else value
-            return tuple(item if isinstance(item, str) else convert(item) for item in items)
+            items: list[Any] = [value] if isinstance(value, (int, float)) else list(value)
+            if items and all(isinstance(item, str) for item in items):
+                return ",".join(items)  # parsed as the same text on the command line
+            return tuple(map(convert, items))
         return convert(value)
     except (TypeError, ValueError):
         raise UsageError(f"{option.flag} is {value!r}; expected {_EXPECTED.get(kind, 'a text')}") from None

@@ -14,11 +14,11 @@ import numpy as np
 from misgnet_runtime.api.data_arrays import write_data_array
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, open_geotiff
-from misgnet_runtime.raster.source import RasterFile
 from misgnet_runtime.raster.writer import gdal_errors
 from misgnet_runtime.storage.files import is_file
 
-# A path, an open rasterio dataset or an xarray DataArray; the last two have no types without their libraries.
+# A path or an address, an open rasterio dataset, an xarray DataArray, or a STAC Item of pystac. Types of libraries that
+# may be missing cannot be named.
 DateSource: TypeAlias = str | os.PathLike[str] | Any
 # What a dataset that was opened with other options, or with sidecar files, may have in another form than its file.
 _ATTRIBUTES = (
@@ -28,29 +28,39 @@ _ATTRIBUTES = (
 _COPY = {"driver": "GTiff", "tiled": True, "compress": "deflate", "zlevel": 1, "bigtiff": "IF_SAFER"}
 
 
-def source_of(given: DateSource, date: str, copies: ExitStack) -> RasterFile | Path:
-    """Returns the raster of a date, "before" or "after"; temporary copies are removed when ``copies`` is closed.
+def source_of(given: DateSource, date: str, copies: ExitStack) -> Path | str:
+    """Returns the path or address of a date, "before" or "after"; temporary copies last until ``copies`` is closed.
 
     Raises:
         InputError: The object is of another kind, or cannot be copied.
         UsageError: A dataset is closed, or open for writing.
     """
-    if isinstance(given, (str, os.PathLike)):
-        return Path(given)
-    if isinstance(given, RasterFile):
+    if isinstance(given, str):
         return given
-    rasterio, xarray = sys.modules.get("rasterio"), sys.modules.get("xarray")  # objects of others do not exist
+    if isinstance(given, os.PathLike):
+        return Path(given)
+    # A library that was not imported has no objects.
+    rasterio, xarray, pystac = (sys.modules.get(name) for name in ("rasterio", "xarray", "pystac"))
     if rasterio is not None and isinstance(given, rasterio.DatasetBase):
         return _of_dataset(load_rasterio("a scene"), given, date, copies)
     if xarray is not None and isinstance(given, xarray.DataArray):
         path = _temporary(copies, date)
         write_data_array(given, path, date)
         return path
+    if pystac is not None and isinstance(given, pystac.Item):
+        return _of_item(given, date)
     advice = "pass arrays and Pillow images to predict" if isinstance(given, np.ndarray) else "pass one of these"
     raise InputError(
-        f"{date} is a {type(given).__module__}.{type(given).__qualname__}; a scene is a path of a GeoTIFF, an open "
-        f"rasterio dataset or an xarray DataArray: {advice}"
+        f"{date} is a {type(given).__module__}.{type(given).__qualname__}; a scene is a path or an address of a "
+        f"GeoTIFF or STAC Item, an open rasterio dataset or an xarray DataArray: {advice}"
     )
+
+
+def _of_item(item: Any, date: str) -> str:
+    """Returns the path or address that an item has; it is read again from there, by the rules for STAC Items."""
+    if (own := item.get_self_href()) is None:
+        raise InputError(f"{date}, STAC Item {item.id}, has no address of its own; save it, and pass its path")
+    return str(own)
 
 
 def _temporary(copies: ExitStack, date: str) -> Path:

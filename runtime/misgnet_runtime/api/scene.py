@@ -42,12 +42,12 @@ def predict_scene(
         products = _beside(change) | ({"report": Path(folder, "change.html")} if folder else {})
         options = options_of({**products, **given})
         options.check(change)
-        sources = [source_of(one, date, copies) for one, date in ((before, "before"), (after, "after"))]
+        first, second = source_of(before, "before", copies), source_of(after, "after", copies)
         report = predict_opened(
-            bundle, lambda: nullcontext(opened), *sources, change, options=options, log=log, progress=progress
+            bundle, lambda: nullcontext(opened), first, second, change, options=options, log=log, progress=progress
         )
         return SceneResult(
-            files=options.files(change), report=report, warnings=log.warnings or (), resources=kept.pop_all()
+            files=options.outputs(change), report=report, warnings=log.warnings or (), resources=kept.pop_all()
         )  # fmt: skip
 
 

@@ -104,6 +104,8 @@ class BundleSession:
         offset: float | tuple[float, ...] | None = None,
         stretch: tuple[float, float] | None = None,
         align: bool = False,
+        assets: tuple[str, ...] | None = None,
+        remote: bool = False,
         threshold: float | None = None,
         overlap: int | None = None,
         batch: int | None = None,
@@ -118,7 +120,9 @@ class BundleSession:
 
         Each date may be:
 
-        - a path of a GeoTIFF;
+        - a path of a GeoTIFF, or with ``remote=True`` an address: ``https://``, ``http://`` or ``s3://``;
+        - a path or an address of a STAC Item, or pystac's Item that has one, from which it is read again; ``assets``
+          chooses its bands;
         - an open rasterio dataset. A local GeoTIFF is read from its file; any other (a VRT, a file in memory, a warped
           dataset) is copied to a temporary GeoTIFF first, window by window;
         - an xarray DataArray with the dimensions (band, y, x), (y, x, band) or (y, x), regular coordinates of pixel
@@ -140,6 +144,8 @@ class BundleSession:
             offset: Offset of stored values, one or one per band.
             stretch: Two percentiles of each band that become black and the largest sample, instead of ``scale``.
             align: Warp ``after`` onto the grid of ``before`` if their grids differ.
+            assets: Assets of a STAC Item, in the order that the network reads them.
+            remote: Whether dates may be fetched from a network.
             threshold: Probability above which a pixel is changed (default: the bundle's).
             overlap: Pixels that neighbouring tiles share (default: the bundle's).
             batch: Tiles per inference call, as for :meth:`predict`.
@@ -154,13 +160,14 @@ class BundleSession:
             InputError: A date cannot be used as declared. The message says what is missing.
             UnreadableError: More of a date is unreadable than ``max_unreadable`` percent.
             UsageError: An option is unknown or invalid, an output exists, or the session is closed.
-            UnavailableError: rasterio, pyogrio or shapely is missing: ``pip install 'misgnet-export[geo]'``.
+            UnavailableError: A library is missing; the message names the command that installs it. rasterio, pyogrio
+                and shapely are always needed: ``pip install 'misgnet-export[geo]'``.
             GateFailed: The engine's output has NaN or Inf.
         """
         self._check_open()
         given = {
             "bands": bands, "scale": scale, "offset": offset, "stretch": stretch, "align": align,
-            "threshold": threshold, "overlap": overlap, "batch": batch,
+            "assets": assets, "remote": remote, "threshold": threshold, "overlap": overlap, "batch": batch,
         }  # fmt: skip
         return predict_scene(
             self._bundle, self._opened, before, after, output=output, given={**given, **options}, progress=progress

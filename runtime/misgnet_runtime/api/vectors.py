@@ -1,4 +1,4 @@
-"""Reads and converts a result's polygons. Where they were written, pyogrio and shapely are installed."""
+"""Reads and converts a result's polygons."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from misgnet_runtime.raster.changes import load_library
 
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
 VECTORS = tuple(_DRIVERS)
@@ -23,9 +25,7 @@ def read_polygons(path: Path) -> Any:
 
 def _collection(path: Path) -> dict[str, Any]:
     """Returns a GeoJSON FeatureCollection; its ``crs`` is the text of the coordinate system, or None."""
-    import pyogrio
-    import shapely
-
+    pyogrio, shapely = (load_library(name, "a result's polygons") for name in ("pyogrio", "shapely"))
     meta, _, outlines, columns = pyogrio.raw.read(path, layer=0, datetime_as_string=True)
     names = [str(name) for name in meta["fields"]]
     rows = zip(*(column.tolist() for column in columns), strict=True) if names else [()] * len(outlines)
@@ -41,8 +41,7 @@ def _collection(path: Path) -> dict[str, Any]:
 
 def convert_polygons(source: Path, target: Path) -> None:
     """Writes the polygons in the format of another suffix; GeoJSON is in longitude and latitude (RFC 7946)."""
-    import pyogrio
-
+    pyogrio = load_library("pyogrio", "a result's polygons")
     meta, _, outlines, columns = pyogrio.raw.read(source, layer=0)
     driver = _DRIVERS[target.suffix.lower()]
     times = {

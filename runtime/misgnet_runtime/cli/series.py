@@ -10,7 +10,7 @@ import typer
 
 from misgnet_runtime.cli.options import takes_options
 from misgnet_runtime.jobs.scene.options import SceneOptions
-from misgnet_runtime.jobs.series.options import OF_MAPS, SeriesOptions
+from misgnet_runtime.jobs.series.options import OF_MAPS, OF_PAIRS, SeriesOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.options import group
 
@@ -22,7 +22,9 @@ _Bundle = Annotated[Path, typer.Argument(help="Folder of a bundle made by misgne
 
 @dataclass(frozen=True, kw_only=True)
 class _EncodeOptions:
-    scene: SceneOptions = group(SceneOptions, without=OF_MAPS, help={"force": "Replace an existing output."})
+    scene: SceneOptions = group(
+        SceneOptions, without=(*OF_MAPS, *OF_PAIRS), help={"force": "Replace an existing output."}
+    )
 
 
 @takes_options

@@ -142,6 +142,7 @@ def _shown(options: SceneOptions) -> str:
     before, after = options.dates
     shown = f"before {before} after {after} align {options.align} overlap {options.overlap} cog {options.cog}"
     others = {name: value for name, value in settings(options).items() if name not in _NOT_SHOWN}
+    others |= {"aoi": os.path.realpath(options.aoi)} if options.aoi else {}
     return " ".join((shown, *(f"{name} {value}" for name, value in others.items())))
 
 

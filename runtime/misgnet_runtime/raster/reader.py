@@ -26,7 +26,7 @@ from misgnet_runtime.raster.tiff import may_be_tiff
 from misgnet_runtime.raster.tiff_blocks import blocks_of
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.unreadable import Blocks, StackedBlocks, UnreadableBlock, Values
-from misgnet_runtime.raster.warping import Warping, source_window, warped
+from misgnet_runtime.raster.warping import Warping, moved, source_window, warped
 
 _MOST_WARPED_BANDS = 8
 
@@ -57,6 +57,7 @@ class Raster:
     options: Mapping[str, Any]  # GDAL's options, with which it was opened
     pixels: PixelFormat  # what its values are converted to
     source: Raster | None = None  # the file's own raster, if ``dataset`` is warped
+    warping: tuple[Grid, Grid] | None = None  # its grid, maybe moved against what the file states, and that of the map
     # The files that are read as its bands, if it is a stack: then the other fields are those of the first file.
     parts: tuple[Raster, ...] = ()
 
@@ -145,15 +146,17 @@ class Raster:
         """Fetches all blocks of a window together; GDAL would ask for one after the other."""
         window: tuple[Span, Span] | None = rows, columns
         wanted: Iterable[int] = self._with_alpha(bands)
-        if self.source is not None:
-            window = source_window(rasterio, self.source.dataset, self.dataset, rows, columns)
+        if self.source is not None and self.warping is not None:
+            window = source_window(rasterio, *self.warping, rows, columns)
             wanted = range(1, self.source.dataset.count + 1)
         if window is not None:
             self.origin.fetch(self.blocks.tiff.ranges(wanted, *window))
 
     def _from_source(self, source: Raster, bands: tuple[int, ...], rows: Span, columns: Span) -> Values:
-        warping = Warping(partial(source.read, bands), source.dataset, self.dataset, len(bands))
-        return warping.window(rows, columns)
+        assert self.warping is not None
+        return Warping(partial(source.read, bands), *self.warping, source.dataset.dtypes[0], len(bands)).window(
+            rows, columns
+        )
 
     @staticmethod
     def _from_parts(parts: list[Raster], rows: Span, columns: Span) -> Values:
@@ -287,13 +290,32 @@ def open_raster(
         raster = replace(raster, state=state, options=options)
         if grid is not None and align:
             check_overlap(rasterio, grid, Grid.of(raster.dataset))
-            nodata = raster.metadata.nodata
-            without_nodata = nodata is None and raster.alpha is None and not raster.parts  # of a stack, only the grid
-            vrt = stack.enter_context(warped(rasterio, raster.dataset, grid, nodata, add_alpha=without_nodata))
-            raster = replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster)
+            raster = stack.enter_context(_warped(rasterio, raster, Grid.of(raster.dataset), grid))
         elif grid is not None:
             check_same(grid, Grid.of(raster.dataset))
         yield raster
+
+
+@contextmanager
+def move_after(pair: Pair, rows: float, columns: float) -> Iterator[Pair]:
+    """Yields an open pair with AFTER moved back by an offset of its content from BEFORE, in pixels; bilinear.
+
+    It is warped once, also if it already was warped onto BEFORE's grid.
+    """
+    rasterio, own = load_rasterio("a scene"), pair.after.source or pair.after
+    source = moved(rasterio, Grid.of(own.dataset), pair.grid, rows, columns)
+    with pair.in_thread(), _warped(rasterio, own, source, pair.grid) as after:
+        yield replace(pair, after=after)
+
+
+@contextmanager
+def _warped(rasterio: Any, raster: Raster, source: Grid, grid: Grid) -> Iterator[Raster]:
+    """Yields an open raster, whose own grid is ``source``, warped onto ``grid``."""
+    nodata = raster.metadata.nodata
+    without_nodata = nodata is None and raster.alpha is None and not raster.parts  # of a stack, only the grid
+    grids = source, grid
+    with warped(rasterio, raster.dataset, grids, nodata, add_alpha=without_nodata) as vrt:
+        yield replace(raster, dataset=vrt, alpha=_alpha(_colours(vrt)), source=raster, warping=grids)
 
 
 def _opened_file(rasterio: Any, stack: ExitStack, source: RasterFile, date: str, pixels: PixelFormat) -> Raster:

@@ -48,24 +48,31 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
     return stretched(bands, np.concatenate(picked, axis=1), declared.stretch, raster.name, raster.pixels.samples)
 
 
-def spread(height: int, width: int, count: int, size: int) -> list[tuple[Span, Span]]:
-    """Returns at most ``count`` x ``count`` windows of at most ``size`` pixels, evenly spread, without overlap."""
+def spread(height: int, width: int, count: int, size: int, step: int | None = None) -> list[tuple[Span, Span]]:
+    """Returns at most ``count`` x ``count`` windows of at most ``size`` pixels, evenly spread.
+
+    They start at least ``step`` pixels apart (default: ``size``, so that they do not overlap).
+    """
     axes = []
     for length in (height, width):
-        number = max(1, min(count, length // size))
+        number = max(1, min(count, 1 + (length - size) // (step or size)))
         begins = [i * max(0, length - size) // max(1, number - 1) for i in range(number)]
         axes.append([Span(begin, min(begin + size, length)) for begin in begins])
     return [(rows, columns) for rows in axes[0] for columns in axes[1]]
 
 
-def residual_shift(pair: Pair, scalings: tuple[Scaling, Scaling]) -> tuple[float, float] | None:
+def residual_shift(
+    pair: Pair, scalings: tuple[Scaling, Scaling], within: tuple[Span, Span] | None = None
+) -> tuple[float, float] | None:
     """Returns the offset of AFTER from BEFORE in rows and columns, the median over 3 x 3 windows.
 
-    Returns None if fewer than two windows have data and a clear peak.
+    ``within``: the rows and columns that both dates cover (default: the whole map). Returns None if fewer than two
+    windows have data and a clear peak.
     """
     found = []
-    for rows, columns in spread(pair.grid.height, pair.grid.width, _WINDOWS, _WINDOW):
-        pixels = pair.read(scalings, rows, columns)
+    top, left = within or (Span(0, pair.grid.height), Span(0, pair.grid.width))
+    for down, across in spread(top.length, left.length, _WINDOWS, _WINDOW):
+        pixels = pair.read(scalings, down.moved(top.start), across.moved(left.start))
         if pixels.valid.mean() > 0.9:
             row, column, peak = phase_shift(pixels.before, pixels.after)
             if peak > _CLEAR_PEAK:

@@ -27,6 +27,10 @@ class Span:
         """Returns this span as a slice into ``whole``, which contains it."""
         return slice(self.start - whole.start, self.stop - whole.start)
 
+    def moved(self, distance: int) -> Span:
+        """Returns this span, ``distance`` pixels further."""
+        return Span(self.start + distance, self.stop + distance)
+
     def split(self, size: int) -> Iterator[Span]:
         """Yields adjacent spans of ``size`` pixels; the last one may be shorter."""
         return (Span(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size))

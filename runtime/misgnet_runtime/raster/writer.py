@@ -29,7 +29,7 @@ CLASSES = {UNCHANGED: "unchanged", CHANGED: "changed", NODATA: "no data"}
 # A TIFF has no transparency per colour; GDAL shows the nodata value as transparent.
 _COLOURS = {UNCHANGED: (0, 0, 0, 255), CHANGED: (255, 0, 0, 255), NODATA: (0, 0, 0, 0)}
 _BLOCK, _BLOCKS = 256, 8  # side of a block in pixels; blocks written at once
-_COUNTED = 1 << 22  # probabilities that are counted at once
+_COUNTED = 1 << 20  # probabilities that are counted at once
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,22 @@ class Probabilities:
 
     def read(self, rows: Span, columns: Span) -> NDArray[np.float32]:
         """Reads a window, float32 (h, w); raises InputError if the file is too short."""
-        return np.array(self._mapped()[rows.start : rows.stop, columns.start : columns.stop])
+        try:
+            mapped = np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
+        return np.array(mapped[rows.start : rows.stop, columns.start : columns.stop])
 
     def coverage(self) -> Coverage:
         """Finds the pixels with data; raises InputError if the file is too short."""
-        mapped, count = self._mapped(), 0
+        count = 0
         rows, columns = np.zeros(self.height, np.bool_), np.zeros(self.width, np.bool_)
         for part in Span(0, self.height).split(max(1, _COUNTED // self.width)):
-            valid = ~np.isnan(mapped[part.start : part.stop])
+            valid = ~np.isnan(self.read(part, Span(0, self.width)))
             rows[part.start : part.stop] = valid.any(axis=1)
             columns |= valid.any(axis=0)
             count += int(np.count_nonzero(valid))
-        return Coverage(count / mapped.size, _extent(rows), _extent(columns))
-
-    def _mapped(self) -> NDArray[np.float32]:
-        try:
-            return np.memmap(self.path, np.float32, "r", shape=(self.height, self.width))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} is truncated or cannot be read; start over with --restart") from error
+        return Coverage(count / (self.height * self.width), _extent(rows), _extent(columns))
 
 
 def _extent(found: NDArray[np.bool_]) -> Span:

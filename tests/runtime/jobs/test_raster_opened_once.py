@@ -94,7 +94,7 @@ def test_pair_with_all_outputs_is_opened_and_thresholded_once(
     assert (opened["before.tif"], opened["after.tif"]) == (1, 1)
     assert sum(thresholded) == H * W
     assert report.polygons and sorted(path.name for path in out.iterdir()) == sorted([
-        name, "p.tif", "change.gpkg", "look.png"
+        name, "p.tif", "change.gpkg", "look.png", "report.html",
     ])  # fmt: skip
 
 

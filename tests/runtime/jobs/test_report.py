@@ -19,8 +19,9 @@ import pytest
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 pytest.importorskip("shapely", reason="pages need the [geo] extra")
 
+from misgnet_runtime.bundle.reader import read_bundle
 from misgnet_runtime.jobs.scene.options import SceneOptions
-from misgnet_runtime.jobs.scene.predict import predict_scene_files
+from misgnet_runtime.jobs.scene.predict import predict_opened, predict_scene_files
 from misgnet_runtime.jobs.scene.report.content import format_area, shown_date
 from misgnet_runtime.jobs.scene.report.page import Page, Picture, Row, render
 from misgnet_runtime.jobs.scene.report.pictures import MOST_BYTES
@@ -153,6 +154,19 @@ def test_page_says_what_was_run_without_folders(make: Make, tmp_path: Path) -> N
     )
     assert "100.00 %" in said and "EPSG:32633" in said and "300" in said
     assert "secret folder" not in text and str(tmp_path) not in text
+
+
+def test_page_says_by_what_a_date_was_moved(make: Make, tmp_path: Path) -> None:
+    assert "Registration" not in Parsed(make()).text
+    folder, target = tmp_path / "secret folder", tmp_path / "report.html"
+    predict_opened(
+        read_bundle(tmp_path / "a bundle"), FAKE, folder / "before.tif", folder / "after.tif", tmp_path / "change.tif",
+        options=SceneOptions(force=True, report=target), log=collector()[0],
+        tags={"MISGNET_COREGISTERED": "-12.3 rows; 40 of 41 windows agree"},
+    )  # fmt: skip
+    text = Parsed(target.read_text("utf-8")).text
+    place = text.index("Registration: after was moved back by")
+    assert place < text.index("-12.3 rows; 40 of 41 windows agree") < text.index("Before and after")
 
 
 def test_table_lists_the_largest_changes_with_coordinates(make: Make) -> None:

@@ -27,7 +27,7 @@ from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, MisgnetError, UnavailableError
 from misgnet_runtime.inference.selection import DetectorOpener
 from misgnet_runtime.jobs.scene import predict as predict_module
-from misgnet_runtime.jobs.scene.inputs import Inputs, inspect
+from misgnet_runtime.jobs.scene.inputs import inspected
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.raster import source
@@ -563,16 +563,16 @@ def test_a_raster_replaced_while_it_is_hashed_is_detected(place: Place, monkeypa
     assert place.outputs() == []
 
 
-def inspected(before: Path, after: Path) -> Inputs:
-    with open_pair(before, after, align=False) as pair:
-        return inspect(pair, SceneOptions())
+def inspect(before: Path, after: Path) -> None:
+    with open_pair(before, after, align=False) as pair, inspected(pair, SceneOptions()):
+        pass
 
 
 @pytest.mark.parametrize("layout", ["tiles", "strips, not compressed", "big-endian BigTIFF", "planes"])
 def test_a_file_truncated_at_any_length_is_refused(place: Place, layout: str) -> None:
     whole = write(place.after, AFTER, layout).read_bytes()
-    inspected(place.before, place.after)
+    inspect(place.before, place.after)
     for size in [*range(0, 700, 13), *np.linspace(700, len(whole) - 1, 40).astype(int)]:
         place.after.write_bytes(whole[:size])
         with pytest.raises(MisgnetError):
-            inspected(place.before, place.after)
+            inspect(place.before, place.after)

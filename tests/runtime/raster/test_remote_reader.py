@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("urllib3", reason="remote rasters need the [remote] extra")
 
@@ -18,8 +21,8 @@ from misgnet_runtime.raster.remote import RemoteOptions, locate, read_document
 from misgnet_runtime.raster.remote import http as http_module
 from misgnet_runtime.raster.remote.address import Address, hidden, is_address
 from misgnet_runtime.raster.remote.file import http_of
-from misgnet_runtime.raster.remote.http import Http
-from misgnet_runtime.raster.remote.reader import RangeReader
+from misgnet_runtime.raster.remote.http import Http, Response
+from misgnet_runtime.raster.remote.reader import RangeReader, _Version
 from misgnet_runtime.raster.remote.s3 import _Place, s3_http
 from misgnet_runtime.raster.remote.store import Store, merged
 from misgnet_runtime.raster.source import Identity, LocalFile
@@ -193,7 +196,8 @@ def test_redirects_are_followed_once_and_renewed_when_they_expire(server: FileSe
     [
         ("/loop.bin", "redirected more than 5 times"), ("file:///etc/passwd", "redirected to file:///etc/passwd; only"),
         ("ftp://127.0.0.1/a", "redirected to ftp"), ("http://user:secret@127.0.0.1/a.bin", "with a user name"),
-        ("//[", "is redirected to"),
+        ("//[", "is redirected to an invalid address"), ("https:a.bin", "is redirected to https:a.bin; only"),
+        ("file:/etc/passwd?secret", "redirected to file:/etc/passwd"),
     ],
 )  # fmt: skip
 def test_redirects_elsewhere_are_refused(server: FileServer, location: str, message: str) -> None:
@@ -330,6 +334,33 @@ def test_s3_requests_are_signed_with_the_environment_only(monkeypatch: pytest.Mo
 def test_invalid_s3_variables_are_refused(variables: dict[str, str]) -> None:
     with pytest.raises(UsageError):
         s3_http(Address.parse("s3://bucket/a.tif"), OPTIONS, {**variables, "AWS_NO_SIGN_REQUEST": "YES"})
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from(["ETag", "Last-Modified", "Content-Range", "Content-Encoding"]),
+    st.text(max_size=20) | st.from_regex(r"bytes [0-9]{1,4}-[0-9]{1,4}/[0-9]{1,5}", fullmatch=True),
+)
+
+
+@given(st.sampled_from([200, 206, 412, 416]), HEADERS, st.binary(max_size=40), st.booleans())
+def test_any_answer_is_the_bytes_that_were_asked_for_or_an_error(
+    status: int, headers: dict[str, str], content: bytes, known: bool
+) -> None:
+    address = Address.parse("http://127.0.0.1/a.bin")
+
+    class Fake:
+        requests, fetched = 0, 0
+
+        def get(self, *_: object) -> Response:
+            return Response(status, headers, content)
+
+    found = RangeReader(address, Fake(), OPTIONS)  # type: ignore[arg-type]
+    if known:
+        found._version = _Version(100, '"a"', None)
+    with suppress(InputError):
+        version, part = found._part((0, 40))
+        assert part == content and len(part) == min(40, version.size)
+        assert version.identity.value
 
 
 def test_identity_text_states_its_kind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class BatchOptions:
         RowOptions, without=("output",), as_text=True,
         help={"force": "Replace existing outputs, including those of another bundle."},
     )  # fmt: skip
+
+    def common(self) -> dict[str, str]:
+        """Returns the options of scenes whose own cells are empty; workers may run in another folder."""
+        area = self.words.get("aoi")
+        return {**self.words, **({"aoi": os.path.realpath(area)} if area else {})}
 
     def check(self) -> None:
         """Raises UsageError for invalid values."""

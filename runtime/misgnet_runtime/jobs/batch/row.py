@@ -52,8 +52,10 @@ class Scene:
 
     @property
     def paths(self) -> list[Path]:
-        """The rasters that are local files."""
-        return [date for date in (self.before, self.after) if isinstance(date, Path)]
+        """The inputs that are local files."""
+        area = self.words.get("aoi")
+        files = [date for date in (self.before, self.after) if isinstance(date, Path)]
+        return [*files, Path(area)] if area else files
 
     def outputs(self) -> dict[str, str]:
         """Returns the output paths by option, relative to the output folder, the change raster last.
@@ -82,13 +84,15 @@ class Scene:
     def key(self, bundle: str) -> str:
         """Returns the SHA-256 of everything that the outputs depend on.
 
-        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files; of
-        a STAC Item also those of the files that it names; of what is on a server only the address, since nothing is
-        requested for a scene that is finished.
+        These are the digest of the ``bundle``, the options, and the path, size and modification time of both files and
+        of the area; of a STAC Item also those of the files that it names; of what is on a server only the address,
+        since nothing is requested for a scene that is finished.
         """
         known = stated(RowOptions)
         words = sorted((name, word) for name, word in self.words.items() if word and known[name].option.changes_output)
-        dates = [(str(path), _stamps(path)) for path in (self.before, self.after)]
+        area = self.words.get("aoi")
+        inputs = [self.before, self.after, *([Path(area)] if area else [])]
+        dates = [(str(path), _stamps(path)) for path in inputs]
         return hashlib.sha256(msgspec.json.encode((bundle, self.id, dates, words))).hexdigest()
 
 

@@ -82,7 +82,7 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
     """
     options.check()
     output = Path(os.path.realpath(output))
-    scenes = options.shard.of(read_table(table, options.words, output))
+    scenes = options.shard.of(read_table(table, options.common(), output))
     _require_remote(scenes, options)
     bundle = read_bundle(bundle_path)
     with open_record(output, options.shard) as record:

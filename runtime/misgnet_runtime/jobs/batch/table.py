@@ -135,6 +135,8 @@ def _scenes(rows: _Rows, path: Path, common: Mapping[str, str]) -> Iterator[Scen
         if any("\0" in cell for cell in cells):
             raise InputError(f"table {path}, row {line} contains a null byte, which is invalid in file names")
         before, after = (_address(folder, words.pop(date, "")) for date in ("before", "after"))
+        if "aoi" in words:
+            words["aoi"] = str(_address(folder, words["aoi"]))
         yield Scene(name, before, after, {**common, **words} if words else common)
 
 

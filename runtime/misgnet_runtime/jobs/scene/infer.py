@@ -15,6 +15,7 @@ from misgnet_runtime.callables import Image, Predict, Progress
 from misgnet_runtime.jobs.journal import Journal
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.strips import Reading, Strip, strips
+from misgnet_runtime.raster.area.region import Region
 from misgnet_runtime.raster.blending import Blender, Layout
 from misgnet_runtime.raster.reader import Pair
 from misgnet_runtime.raster.scaling import Scaling
@@ -34,6 +35,7 @@ class MapTask:
     streams: int  # batches in flight at once
     tally: Tally  # counts unreadable blocks
     journal: Journal  # holds the finished rows and receives new ones
+    region: Region | None = None  # what is computed; the rest is nodata, and not read. None: everything
     progress: Progress | None = None  # called with the finished rows of tiles and their total
 
 
@@ -73,7 +75,7 @@ def fill(
 
     def pixels() -> Generator[tuple[Reading, Item], None, None]:
         with task.pair.in_thread():
-            for strip in strips(task.layout, task.batch, first):
+            for strip in strips(task.layout, task.batch, first, task.region):
                 yield read(strip)
 
     def work(item: tuple[Reading, Item]) -> tuple[Reading, NDArray[np.float32]]:
@@ -84,6 +86,7 @@ def fill(
 
     begin = time.perf_counter()
     run_pipeline(pixels, work, writer.take, task.streams)
+    writer.end()
     return Work(writer.tiles, time.perf_counter() - begin)
 
 
@@ -100,9 +103,11 @@ class _Writer:
 
     def __init__(self, task: MapTask, first: int) -> None:
         self._row, self._journal, self._progress = first, task.journal, task.progress
-        self._layout = layout = task.layout
-        self._blender = Blender(layout, first)
-        self._valid = np.empty((min(layout.rows.tile, layout.rows.length), layout.columns.length), np.bool_)
+        self._layout, self._region = task.layout, task.region
+        rows, columns = task.layout.rows, task.layout.columns
+        self._blender = Blender(task.layout, first)
+        self._valid = np.zeros((min(rows.tile, rows.length), columns.length), np.bool_)
+        self._computed = False  # whether the current row has tiles
         self._recorded = set(task.journal.unreadable)
         self._unreadable: set[UnreadableBlock] = set()
         self.tiles = 0
@@ -110,6 +115,8 @@ class _Writer:
     def take(self, predicted: tuple[Reading, NDArray[np.float32]]) -> None:
         reading, probabilities = predicted
         columns = reading.strip.columns
+        self._end_rows(reading.strip.row)
+        self._computed = True
         self._valid[: len(reading.valid), columns.start : columns.stop] = reading.valid
         self._unreadable |= reading.unreadable
         self.tiles += len(reading.tiles)
@@ -118,13 +125,25 @@ class _Writer:
         if reading.strip.last:
             self._end_row()
 
+    def end(self) -> None:
+        """Ends the rows of tiles below the last strip."""
+        self._end_rows(len(self._layout.rows.starts))
+
+    def _end_rows(self, until: int) -> None:
+        while self._row < until:
+            self._end_row()
+
     def _end_row(self) -> None:
         span = self._layout.rows.finished(self._row)
+        valid = self._valid[: span.length]
+        if self._computed and self._region is not None:
+            valid = self._region.clip(valid, span)
         with self._blender.finish() as rows:
-            rows[~self._valid[: span.length]] = np.nan
+            rows[~valid] = np.nan
             if span.stop > self._journal.finished:  # else recomputed only because its tiles overlap the next rows
                 self._journal.add([rows], tuple(sorted(self._unreadable - self._recorded)))
                 self._recorded |= self._unreadable
         self._row += 1
+        self._valid[:], self._computed = False, False
         if self._progress:
             self._progress(self._row, len(self._layout.rows.starts))

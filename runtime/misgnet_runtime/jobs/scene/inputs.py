@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.jobs.scene.consistency import check_statements, pair_warnings
+from misgnet_runtime.jobs.scene.ground import WHOLE, Ground, find_ground
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.geotiff import load_rasterio
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.metadata import UNSTATED, BandMetadata
-from misgnet_runtime.raster.reader import Pair, Raster
+from misgnet_runtime.raster.reader import Pair, Raster, move_after
+from misgnet_runtime.raster.registration import Registration, estimate_offset
 from misgnet_runtime.raster.resolution import ground_resolution, resolution_warning
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.source import Identity, RasterFile, changed
@@ -53,6 +56,8 @@ class Inputs:
     after: Date
     grid: Grid
     shift: tuple[float, float] | None  # estimated offset of AFTER from BEFORE in rows and columns
+    ground: Ground = WHOLE
+    registration: Registration | None = None  # by which AFTER was moved
 
     def tally(self, limit: float, found: Iterable[UnreadableBlock] = ()) -> Tally:
         """Returns a counter of both dates' unreadable blocks, starting with ``found``.
@@ -74,28 +79,41 @@ class Inputs:
             if blocks.nodata_blocks:
                 some = f"{blocks.nodata_blocks:,} of {plural(blocks.count, 'block')}"
                 log.info(f"{name}: {some} were never written and count as nodata")
+        if self.registration:
+            log.info(f"after: moved back by its offset from before: {self.registration}")
         for warning in self.warnings():
             log.warning(warning)
 
     def warnings(self) -> list[str]:
-        found = pair_warnings(self.before, self.after)
+        found = [*pair_warnings(self.before, self.after), *(self.ground.area.warnings if self.ground.area else ())]
         if self.shift and max(map(abs, self.shift)) > 1:
             found.append(
                 f"AFTER appears offset from BEFORE by about {self.shift[0]:+.0f} rows and {self.shift[1]:+.0f} "
-                "columns. Co-register the images first, or static objects may be reported as change."
+                "columns. Use --coregister shift, or static objects may be reported as change."
             )
         return found
 
 
-def inspect(pair: Pair, options: SceneOptions) -> Inputs:
-    """Inspects a pair before its first tile is read.
+@contextmanager
+def inspected(pair: Pair, options: SceneOptions) -> Iterator[tuple[Pair, Inputs]]:
+    """Inspects an open pair before its first tile is read; yields it, with AFTER moved if ``options`` ask for it.
 
     Raises:
         UnreadableError: A larger share of a date is unreadable than ``options`` allow.
-        InputError: As :func:`inspect_date` and :func:`inspect_pair`.
+        InputError: As :func:`inspect_date`, :func:`check_statements`, :func:`find_ground` and :func:`estimate_offset`.
+        UnavailableError: scikit-image is missing, and ``options`` ask for a registration.
     """
     Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
-    return inspect_pair(pair, inspect_date(pair.before, options.dates[0]), inspect_date(pair.after, options.dates[1]))
+    ground = find_ground(pair, options.aoi)
+    before, after = inspect_date(pair.before, options.dates[0]), inspect_date(pair.after, options.dates[1])
+    check_statements(before, after)
+    with ExitStack() as stack:
+        registration = None
+        if options.coregister:
+            registration = estimate_offset(pair, (before.scaling, after.scaling), ground.shared(pair.grid))
+            pair = stack.enter_context(move_after(pair, registration.rows, registration.columns))
+        shift = residual_shift(pair, (before.scaling, after.scaling), ground.shared(pair.grid))
+        yield pair, Inputs(before, after, pair.grid, shift, ground, registration)
 
 
 def inspect_pair(pair: Pair, before: Date, after: Date) -> Inputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import UsageError
@@ -69,6 +69,16 @@ class SceneOptions:
         False, help="Warp AFTER onto BEFORE's grid (bilinear) if their grids differ.", panel=OUTPUT_PANEL,
         changes_output=True,
     )  # fmt: skip
+    coregister: Literal["shift"] | None = option(
+        None, help="Before comparing, move AFTER by the offset between the dates, measured to a fraction of a pixel "
+        "(default: not moved).",
+        panel=OUTPUT_PANEL, changes_output=True,
+    )  # fmt: skip
+    aoi: Path | None = option(
+        None, help="Compute only where polygons of this GeoJSON or GeoPackage file are, in any coordinate system "
+        "(default: everywhere).",
+        metavar="FILE", panel=OUTPUT_PANEL, changes_output=True, recorded_as="the area",
+    )  # fmt: skip
     overlap: int | None = option(
         None, help="Pixels that neighbouring tiles share and blend (default: the bundle's overlap, see "
         "`misgnet-run info`).",
@@ -105,6 +115,8 @@ class SceneOptions:
     def check_values(self) -> None:
         """Raises UsageError for invalid values, except file names of outputs."""
         check(self)
+        if self.coregister not in (None, "shift"):
+            raise UsageError(f"--coregister is {self.coregister}; expected shift")
         for prefix, declared in (("", self.both), ("before_", self.before), ("after_", self.after)):
             declared.check(prefix)
 
@@ -127,6 +139,10 @@ class SceneOptions:
     def overlap_of(self, manifest: Manifest) -> int:
         """Returns how many pixels neighbouring tiles share: as requested, else as the bundle states."""
         return manifest.scene_overlap if self.overlap is None else self.overlap
+
+    def inputs(self) -> list[Path]:
+        """Returns the files, besides both dates, that the outputs depend on."""
+        return [self.aoi] if self.aoi else []
 
     def threshold_of(self, manifest: Manifest) -> float:
         """Returns the probability above which a pixel is changed: as requested, else as the bundle states."""

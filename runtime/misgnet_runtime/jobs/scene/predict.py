@@ -17,13 +17,14 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.journal import can_resume, discard_progress
 from misgnet_runtime.jobs.scene.infer import infer
-from misgnet_runtime.jobs.scene.inputs import inspect, warn_of_resolution
+from misgnet_runtime.jobs.scene.inputs import inspected, warn_of_resolution
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.run import INTERRUPTED, Run, SceneReport, refuse_outputs, run_pair
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.reader import open_pair
+from misgnet_runtime.raster.registration import load_registration
 from misgnet_runtime.raster.source import RasterFile, local_paths
 from misgnet_runtime.raster.stac.locate import locate_dates
 from misgnet_runtime.raster.writer import is_mask
@@ -81,17 +82,22 @@ def predict_opened(
     options.check(output)
     log = log.remembering() if log.warnings is None else log
     check_libraries(vector=options.vector is not None, report=options.report is not None)
+    if options.coregister:
+        load_registration()
     files = tuple(options.outputs(output).values())
     outputs = [Path(os.path.realpath(path)) for path in files]
     dates = locate_dates((before, after), options.dates, options.remote)
-    refuse_inputs(files, local_paths(*dates))
+    refuse_inputs(files, local_paths(*dates, *options.inputs()))
     if not can_resume(outputs[0]):
         refuse_outputs(outputs, options.force)
     pixels = bundle.manifest.interface.pixels
-    with open_pair(*dates, align=options.align, pixels=pixels) as pair, opened_meanwhile(opening) as opened:
-        inputs = inspect(pair, options)
+    with (
+        open_pair(*dates, align=options.align, pixels=pixels) as given,
+        opened_meanwhile(opening) as opened,
+        inspected(given, options) as (pair, inputs),
+    ):
         inputs.report(log)
-        for raster in (pair.before, pair.after) if pair.after.source else (pair.before,):  # else both have one grid
+        for raster in (pair.before, pair.after) if options.align else (pair.before,):  # else both have one grid
             warn_of_resolution(raster, bundle.manifest.resolution, log)
         if is_mask(output):
             check_mask(inputs.grid, output, log)

@@ -24,6 +24,7 @@ from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.blending import Layout, lay_out
 from misgnet_runtime.raster.geotiff import read_tags
 from misgnet_runtime.raster.reader import Pair
+from misgnet_runtime.raster.registration import Registration
 from misgnet_runtime.raster.unreadable import Tally
 from misgnet_runtime.raster.writer import (
     Counts,
@@ -61,6 +62,8 @@ class SceneReport:
     unreadable_share_after: float
     fetched_bytes: int = 0  # over a network, of both dates
     requests: int = 0
+    aoi_valid_share: float | None = None  # of the area's pixels; None: no area was given
+    registration: Registration | None = None  # by which AFTER was moved; None: not asked for
 
     def lines(self, output: Path) -> list[str]:
         """Returns the report as lines of text."""
@@ -72,6 +75,10 @@ class SceneReport:
         if self.tiles:
             speed = self.tiles / self.seconds
             found.append(f"{plural(self.tiles, 'tile')} in {self.seconds:.1f} s, {speed:.1f} tiles/s")
+        if self.aoi_valid_share is not None:
+            found.append(f"{100 * self.aoi_valid_share:.2f} % of the area's pixels are valid")
+        if self.registration:
+            found.append(f"AFTER was moved back by {self.registration}")
         if self.resumed:
             found.append(f"resumed at row {self.resumed}")
         if self.requests:
@@ -127,6 +134,7 @@ class Run:
             "the scaling of after": str(after.scaling),
             "the grid": self.inputs.grid.identity(),
             **self.options.settings(overlap=self.overlap, batch=self.batch, streams=self.streams),
+            **_ground_settings(self.inputs),
             **({"the features": " and ".join(self.features)} if self.features else {}),
         }
 
@@ -154,7 +162,7 @@ def run_pair(
         tally = run.inputs.tally(run.options.max_unreadable, journal.unreadable)
         task = MapTask(
             pair=pair, scalings=run.inputs.scalings, layout=run.layout, batch=run.batch, streams=run.streams,
-            tally=tally, journal=journal, progress=progress,
+            tally=tally, journal=journal, region=run.inputs.ground.region, progress=progress,
         )  # fmt: skip
         if note := threshold_note(run.bundle, run.entry.name, run.threshold):
             log.info(note)
@@ -265,7 +273,24 @@ def _tags(run: Run, settings: dict[str, str], tally: Tally, valid: float) -> dic
         **_date_tags("after", run.inputs.after),
         **{f"{_UNREADABLE}_{date.upper()}": f"{100 * tally.share(date):.6g}" for date in ("before", "after")},
         "MISGNET_VALID_SHARE": f"{valid:.6g}",
+        **_ground_tags(run.inputs),
         **run.tags,
+    }
+
+
+def _ground_settings(inputs: Inputs) -> dict[str, str]:
+    area, registration = inputs.ground.area, inputs.registration
+    return {
+        **({"the area": area.sha256} if area else {}),
+        **({"the offset": registration.offset} if registration else {}),
+    }
+
+
+def _ground_tags(inputs: Inputs) -> dict[str, str]:
+    area, registration = inputs.ground.area, inputs.registration
+    return {
+        **({"MISGNET_AOI_SHA256": area.sha256} if area else {}),
+        **({"MISGNET_COREGISTERED": str(registration)} if registration else {}),
     }
 
 
@@ -282,10 +307,11 @@ def _date_tags(name: str, date: Date) -> dict[str, str]:
 def _report(run: Run, tally: Tally, work: Work, published: _Published, resumed: int) -> SceneReport:
     grid, counts = run.inputs.grid, published.counts
     pixels = grid.height * grid.width
-    valid = pixels - counts.nodata
+    valid, area = pixels - counts.nodata, run.inputs.ground.pixels
     return SceneReport(
         height=grid.height, width=grid.width, changed_share=counts.changed / valid if valid else None,
         nodata_share=counts.nodata / pixels, unread=tally.unread, polygons=published.polygons, resumed=resumed,
         tiles=work.tiles, seconds=work.seconds, engine=run.entry.name, reason=run.reason, valid_share=valid / pixels,
         unreadable_share_before=tally.share("before"), unreadable_share_after=tally.share("after"),
+        aoi_valid_share=valid / area if area else None, registration=run.inputs.registration,
     )  # fmt: skip

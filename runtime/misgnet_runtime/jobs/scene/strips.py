@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from misgnet_runtime.callables import Image, Mask
+from misgnet_runtime.raster.area.region import Region
 from misgnet_runtime.raster.blending import Layout
 from misgnet_runtime.raster.tiling import Span, reflect
 from misgnet_runtime.raster.unreadable import UnreadableBlock
@@ -21,6 +22,7 @@ class Strip:
     layout: Layout
     row: int  # row of tiles in the layout
     tiles: range  # columns of tiles in the layout
+    last: bool  # whether no later strip of this row follows
 
     @property
     def rows(self) -> Span:
@@ -38,11 +40,6 @@ class Strip:
         """Indices of the tiles among all tiles of the scene, counted row by row."""
         before = self.row * len(self.layout.columns.starts)
         return range(before + self.tiles.start, before + self.tiles.stop)
-
-    @property
-    def last(self) -> bool:
-        """Whether this is the last strip of its row."""
-        return self.tiles.stop == len(self.layout.columns.starts)
 
     def part(self, tile: int) -> slice:
         """Returns the strip's columns that one of its tiles covers."""
@@ -79,9 +76,22 @@ class Reading:
         return tuple(tile for tile in self.strip.tiles if self.valid[:, self.strip.part(tile)].any())
 
 
-def strips(layout: Layout, batch: int, first: int = 0) -> Iterator[Strip]:
-    """Yields a scene's strips of at most ``batch`` tiles, starting at row of tiles ``first``."""
-    count = len(layout.columns.starts)
+def strips(layout: Layout, batch: int, first: int = 0, region: Region | None = None) -> Iterator[Strip]:
+    """Yields a scene's strips of at most ``batch`` tiles, starting at row of tiles ``first``.
+
+    They contain all tiles, or those that touch ``region``; a row of tiles may have none.
+    """
     for row in range(first, len(layout.rows.starts)):
-        for begin in range(0, count, batch):
-            yield Strip(layout, row, range(begin, min(begin + batch, count)))
+        tiles = range(len(layout.columns.starts)) if region is None else region.tiles(layout, row)
+        found = list(_runs(tiles, batch))
+        for index, run in enumerate(found, 1):
+            yield Strip(layout, row, run, index == len(found))
+
+
+def _runs(tiles: Sequence[int], most: int) -> Iterator[range]:
+    """Yields the neighbours among ascending numbers, at most ``most`` at once."""
+    begin = 0
+    for end in range(1, len(tiles) + 1):
+        if end == len(tiles) or tiles[end] != tiles[end - 1] + 1 or end - begin == most:
+            yield range(tiles[begin], tiles[end - 1] + 1)
+            begin = end

@@ -18,6 +18,7 @@ OF_MAPS = (
     "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook", "report",
     "stac_item", "style",
 )  # fmt: skip
+OF_PAIRS = ("aoi", "coregister")  # fields that are not offered for series
 _DATES = {"before_": "the first date", "after_": "all later dates"}
 
 
@@ -47,6 +48,7 @@ class SeriesOptions:
     )
     scene: SceneOptions = group(
         SceneOptions,
+        without=OF_PAIRS,
         help={
             "force": "Replace existing outputs of other runs.",
             "align": "Warp every date whose grid differs onto the first date's grid (bilinear).",

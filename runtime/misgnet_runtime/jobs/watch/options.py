@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -80,4 +81,4 @@ class WatchOptions:
         for date, declared in zip(("before", "after"), self.scene.dates, strict=True):
             values = {name: one.value_in(declared) for name, one in stated(Declared).items()}
             found.update({f"{date}-{name}": str(value) for name, value in values.items() if value is not None})
-        return found
+        return {**found, **({"aoi": os.path.realpath(self.scene.aoi)} if self.scene.aoi else {})}

@@ -79,7 +79,7 @@ def hidden(url: str) -> str:
 def _split(text: str) -> SplitResult | None:
     try:
         parts = urlsplit(text)
-        _ = parts.port  # raises ValueError if it is no number
+        _ = parts.port  # raises ValueError for anything but a number
     except ValueError:
         return None
     return parts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from misgnet_runtime.errors import InputError, NetworkError, UnavailableError
@@ -151,15 +151,16 @@ class Http:
         """Returns where a redirect leads; raises InputError for another scheme, except from http to https."""
         try:
             found = urljoin(url, location).partition("#")[0]
+            place = urlsplit(found).netloc
         except ValueError:
-            found = ""
+            found = place = ""
         old, new = (one.partition(":")[0].lower() for one in (url, found))
-        if not location or (new != old and (old, new) != ("http", "https")):
+        if not (location and place) or (new != old and (old, new) != ("http", "https")):
             raise InputError(
-                f"{self._address} is redirected to {hidden(location)[:200] or 'nowhere'}; only https:// addresses are "
-                "followed, and http:// ones from http://"
+                f"{self._address} is redirected to {hidden(found).partition('?')[0][:200] or 'an invalid address'}; "
+                "only https:// addresses are followed, and http:// ones from http://"
             )
-        if "@" in found.split("/")[2]:
+        if "@" in place:
             raise InputError(f"{self._address} is redirected to an address with a user name, which is not followed")
         return found
 

@@ -27,7 +27,7 @@ class RemoteOptions:
         minimum=0, maximum=20,
     )  # fmt: skip
     remote_limit: float = option(
-        REMOTE_BYTES / _GIB, help="Most GiB to fetch of each raster.", metavar="GIB", panel=PANEL, minimum=0.001,
+        REMOTE_BYTES / _GIB, help="Most GiB to fetch of each raster.", metavar="GIB", panel=PANEL, minimum=0.0001,
         maximum=1024,
     )  # fmt: skip
 

@@ -29,6 +29,7 @@ _LABELS = {  # of tags; other tags appear under their own names
     "MISGNET_THRESHOLD": "Threshold of the probability of change",
     "MISGNET_OVERLAP": "Overlap of neighbouring tiles, pixels",
     "MISGNET_ALIGNED": "After warped onto the grid of before",
+    "MISGNET_AOI_SHA256": "Area of interest, SHA-256",
     "MISGNET_BUNDLE_F1": "F1 that the bundle states",
     "MISGNET_SOFTWARE": "Software",
     "MISGNET_RUN_SHA256": "All settings, SHA-256",
@@ -43,7 +44,10 @@ for _date in ("Before", "After"):
         f"MISGNET_{_date.upper()}_SIZE_AND_TIME": f"{_date}, size and time",
         f"MISGNET_{_date.upper()}_SCALING": f"{_date}, bands and scaling",
     }
-_ELSEWHERE = ("_NAME", "_DATE", "MISGNET_VALID_SHARE", "MISGNET_UNREADABLE_BEFORE", "MISGNET_UNREADABLE_AFTER")
+_REGISTRATION = "MISGNET_COREGISTERED"
+_ELSEWHERE = (
+    "_NAME", "_DATE", "MISGNET_VALID_SHARE", "MISGNET_UNREADABLE_BEFORE", "MISGNET_UNREADABLE_AFTER", _REGISTRATION,
+)  # fmt: skip
 # Options that change neither the map nor what is read.
 _UNSHOWN = ("force", "restart", "engine", "no_tuned", "threads", "report")
 
@@ -128,6 +132,8 @@ def _summary(facts: Facts, changes: Changes) -> list[tuple[str, str]]:
         ("Size", f"{grid.width:,} x {grid.height:,} px" + (f" of {metres:.3g} m" if metres else "")),
         ("Coordinate system", _system(grid) or "none"),
     ]
+    if moved := facts.tags.get(_REGISTRATION):
+        found.append(("Registration: after was moved back by", moved))
     if inputs.shift:
         rows, columns = inputs.shift
         found.append(("Offset of after from before, estimated", f"{rows:+.1f} rows, {columns:+.1f} columns"))
