@@ -41,7 +41,7 @@ def _assets(text: str) -> tuple[str, ...]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Declared:
     """The options of one date's raster; None: not given."""
 
@@ -86,10 +86,10 @@ class Declared:
         """
         scaled = self.scale or self.offset
         return Declared(
-            self.bands or common.bands,
-            self.scale or (None if self.stretch else common.scale),
-            self.offset or (None if self.stretch else common.offset),
-            self.stretch or (None if scaled else common.stretch),
-            self.assets or common.assets,
-            frozenset(name for name in ("bands", "scale", "offset", "assets") if getattr(self, name) is None),
+            bands=self.bands or common.bands,
+            scale=self.scale or (None if self.stretch else common.scale),
+            offset=self.offset or (None if self.stretch else common.offset),
+            stretch=self.stretch or (None if scaled else common.stretch),
+            assets=self.assets or common.assets,
+            shared=frozenset(name for name in ("bands", "scale", "offset", "assets") if getattr(self, name) is None),
         )

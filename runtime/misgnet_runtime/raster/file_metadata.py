@@ -18,7 +18,7 @@ from misgnet_runtime.raster.stated import Stated, StatedBand
 _UNITLESS = ("", "1", "unitless", "dimensionless", "reflectance")  # units of values from 0 for black to 1 for white
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileMetadata:
     """Metadata about all bands of one file: its own, completed by those that an item states."""
 
@@ -45,17 +45,19 @@ def file_metadata(dataset: Any, stated: Stated | None, file: str) -> FileMetadat
     colours = tuple(colour.name for colour in dataset.colorinterp)
     scales, offsets = tuple(map(float, dataset.scales)), tuple(map(float, dataset.offsets))
     if stated is None:
-        return FileMetadata(colours, dataset.nodata, scales, offsets)
+        return FileMetadata(colours=colours, nodata=dataset.nodata, scales=scales, offsets=offsets)
     bands = stated.of(dataset.count, colours.index("alpha") + 1 if "alpha" in colours else None, file)
     nodata = _nodata(bands, dataset, stated, file)
     problems = [*_colour_problems(bands, colours, stated, file), *_scale_problems(bands, scales, offsets, stated, file)]
     return FileMetadata(
-        tuple(band.colour or colour for band, colour in zip(bands, colours, strict=True)),
-        nodata,
-        tuple(scale if band.scale is None else band.scale for band, scale in zip(bands, scales, strict=True)),
-        tuple(offset if band.offset is None else band.offset for band, offset in zip(bands, offsets, strict=True)),
-        True,
-        tuple(problems),
+        colours=tuple(band.colour or colour for band, colour in zip(bands, colours, strict=True)),
+        nodata=nodata,
+        scales=tuple(scale if band.scale is None else band.scale for band, scale in zip(bands, scales, strict=True)),
+        offsets=tuple(
+            offset if band.offset is None else band.offset for band, offset in zip(bands, offsets, strict=True)
+        ),
+        stated=True,
+        contradictions=tuple(problems),
     )
 
 

@@ -30,7 +30,7 @@ _REFUSED = {  # TIFF's PhotometricInterpretation
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BandMetadata:
     """A file's metadata about the bands that are used."""
 
@@ -66,11 +66,11 @@ def band_metadata(dataset: Any, bands: tuple[int, ...], colours: Sequence[str]) 
     whole = [int(b) for b in bits if b and b.isdigit()]
     real = dataset.dtypes[bands[0] - 1].startswith("float")
     return BandMetadata(
-        tuple(colours[band - 1] for band in bands),
-        tuple(float(dataset.scales[band - 1]) for band in bands),
-        tuple(float(dataset.offsets[band - 1]) for band in bands),
-        min(whole) if whole and not real else None,  # for floats, NBITS marks float16, which GDAL reads correctly
-        dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES",
+        colours=tuple(colours[band - 1] for band in bands),
+        scales=tuple(float(dataset.scales[band - 1]) for band in bands),
+        offsets=tuple(float(dataset.offsets[band - 1]) for band in bands),
+        bits=min(whole) if whole and not real else None,  # for floats, NBITS marks float16, which GDAL reads correctly
+        inverted=dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES",
     )
 
 
@@ -78,12 +78,12 @@ def together(bands: Sequence[BandMetadata]) -> BandMetadata:
     """Returns the metadata of several files with one band each, as if they were one file's."""
     bits = [band.bits for band in bands]
     return BandMetadata(
-        tuple(colour for band in bands for colour in band.colours),
-        tuple(scale for band in bands for scale in band.scales),
-        tuple(offset for band in bands for offset in band.offsets),
-        None if None in bits else max(found for found in bits if found),
-        any(band.inverted for band in bands),
-        any(band.stated for band in bands),
+        colours=tuple(colour for band in bands for colour in band.colours),
+        scales=tuple(scale for band in bands for scale in band.scales),
+        offsets=tuple(offset for band in bands for offset in band.offsets),
+        bits=None if None in bits else max(found for found in bits if found),
+        inverted=any(band.inverted for band in bands),
+        stated=any(band.stated for band in bands),
     )
 
 

@@ -43,8 +43,8 @@ def test_every_option_of_predict_can_be_a_column() -> None:
     assert (options.engine, options.align, options.cog, options.tuned) == ("cpu", True, True, False)
     assert (options.overlap, options.execution) == (0, ExecutionOptions(batch=2, streams=1, threads=1))
     assert (options.min_area, options.simplify) == (1.5, 2.0)
-    assert options.dates[0] == Declared((3, 2, 1), (0.5,), (1,))
-    assert options.dates[1] == Declared((3, 2, 1), stretch=(2, 98))
+    assert options.dates[0] == Declared(bands=(3, 2, 1), scale=(0.5,), offset=(1,))
+    assert options.dates[1] == Declared(bands=(3, 2, 1), stretch=(2, 98))
     assert scene.outputs() == {"probability": "x.probability.tif", "vector": "x.geojson", "output": "maps/x.tif"}
 
 

@@ -166,7 +166,9 @@ def test_warping_many_bands_gives_the_same_map_as_warping_three(tmp_path: Path, 
             pixels = np.concatenate([pixels, there[None].astype(dtype)])
             colours.append(rasterio.enums.ColorInterp.alpha)
         path = write_raster(tmp_path / f"{count}.tif", pixels, photometric="MINISBLACK", colours=colours, **options)
-        scene_options = SceneOptions(after=Declared((1, 2, 3), (1 / 255,)), align=True, engine="cpu-float32")
+        scene_options = SceneOptions(
+            after=Declared(bands=(1, 2, 3), scale=(1 / 255,)), align=True, engine="cpu-float32"
+        )
         predict_scene_files(bundle, tmp_path / "before.tif", path, tmp_path / f"map{count}.tif", scene_options)
         maps.append(read(tmp_path / f"map{count}.tif"))
     both = (maps[0] != 255) & (maps[1] != 255)

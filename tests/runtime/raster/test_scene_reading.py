@@ -126,8 +126,8 @@ def test_a_stretch_of_a_raster_without_data_is_refused(tmp_path: Path) -> None:
 def test_options_of_one_date_override_the_common_ones() -> None:
     common = make(Declared, {"bands": "3,2,1", "scale": "0.1", "offset": "1"})
     assert Declared().over(common) == common
-    assert make(Declared, {"offset": "2"}).over(common) == Declared((3, 2, 1), (0.1,), (2,), None)
-    assert make(Declared, {"stretch": "2,98"}).over(common) == Declared((3, 2, 1), None, None, (2, 98))
+    assert make(Declared, {"offset": "2"}).over(common) == Declared(bands=(3, 2, 1), scale=(0.1,), offset=(2,))
+    assert make(Declared, {"stretch": "2,98"}).over(common) == Declared(bands=(3, 2, 1), stretch=(2, 98))
     assert Declared(scale=(2.0,)).over(Declared(stretch=(1, 2))) == Declared(scale=(2.0,))
 
 
