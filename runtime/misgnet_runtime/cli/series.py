@@ -57,7 +57,8 @@ def series(
         str, typer.Argument(help="GeoTIFF or STAC Item of the earliest date: a path or, with --remote, an address.")
     ],
     dates: Annotated[
-        list[str], typer.Argument(help="GeoTIFFs or STAC Items of the later dates; each is compared with the reference.")
+        list[str],
+        typer.Argument(help="GeoTIFFs or STAC Items of the later dates; each is compared with the reference."),
     ],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for DATE.tif of each later date.")],
