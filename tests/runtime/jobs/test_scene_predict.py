@@ -442,7 +442,7 @@ def test_an_input_that_changes_during_the_run_is_an_error(place: Place) -> None:
 
 def test_the_engine_opens_while_the_pixels_are_inspected(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     inspecting, opened = Event(), Event()
-    real = scene_predict.inspect
+    real = scene_predict.inspected
 
     def inspect(*arguments: Any) -> Any:
         inspecting.set()
@@ -454,11 +454,11 @@ def test_the_engine_opens_while_the_pixels_are_inspected(place: Place, monkeypat
         opened.set()
         return FakeEngine(INTERFACE)
 
-    monkeypatch.setattr(scene_predict, "inspect", inspect)
+    monkeypatch.setattr(scene_predict, "inspected", inspect)
     assert place.run(opener=fake_detector(engine)).tiles > 0
 
 
-@pytest.mark.parametrize("refused", ["inspect", "run_pair"])
+@pytest.mark.parametrize("refused", ["inspected", "run_pair"])
 def test_the_engine_is_closed_if_the_scene_is_refused(
     place: Place, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
