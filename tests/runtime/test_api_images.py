@@ -138,7 +138,10 @@ def test_masked_array_equals_a_scene_with_nodata(session: BundleSession, tmp_pat
         (Image.new("RGBA", (70, 90)), r"'before' has transparent pixels; expected 8-bit RGB without nodata"),
         ("nowhere.png", r"image nowhere.png does not exist"),
     ],
-    ids=str,
+    ids=[
+        "floats", "bands first", "four bands", "one band", "no rows", "another size", "a list", "grey picture",
+        "16-bit picture", "transparent picture", "no such file",
+    ],
 )  # fmt: skip
 def test_error_names_what_was_found_and_what_is_expected(session: BundleSession, before: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
