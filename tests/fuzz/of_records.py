@@ -53,7 +53,7 @@ def folder_record(folder: Path) -> Prepared:
             pass
 
     with interrupted() as record:
-        record.write([(Written(name, (1, 2, 3, 4), 64, 1), np.ones((8, 8), np.bool_)) for name in "ab"])
+        record.write([(Written(name, (1, 2, 3, 4), 64, 1), np.ones((8, 8), np.bool_), {}) for name in "ab"])
     content = path.read_bytes()
 
     def read(data: bytes) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -116,8 +115,8 @@ def predict_folders(
         if note := threshold_note(bundle, entry.name, options.threshold_of(bundle.manifest)):
             log.info(note)
         try:
-            record_of = partial(open_record, force=options.force, skip_existing=skip_existing)
-            with record_of(Path(os.path.realpath(output)), settings, outputs) as record:
+            folder = Path(os.path.realpath(output))
+            with open_record(folder, settings, outputs, options.force, skip_existing=skip_existing) as record:
                 run = _Run(
                     bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, overlap=overlap,
                     log=log, common=common,

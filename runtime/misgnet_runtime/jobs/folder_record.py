@@ -109,7 +109,7 @@ def stamp_of(source: Source) -> Stamp:
 
 @contextmanager
 def open_record(
-    output: Path, settings: dict[str, str], outputs: Mapping[str, str], *, force: bool, skip_existing: bool = False
+    output: Path, settings: dict[str, str], outputs: Mapping[str, str], force: bool, *, skip_existing: bool = False
 ) -> Iterator[Record]:
     """Opens or creates the record of ``output``; it is removed when the block succeeds.
 

@@ -75,7 +75,7 @@ def open_folder(root: Path, setting: str = "a", force: bool = False) -> Iterator
 
 def finish_mask(record: Any, number: int) -> None:
     about = folder_record.Written(name=str(number), stamp=(1, 2, 3, 4), pixels=4, changed=1)
-    record.write([(about, np.ones((2, 2), np.bool_))])
+    record.write([(about, np.ones((2, 2), np.bool_), {})])
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Date:
         self.origin.check_unchanged(self.state, self.identity)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Both dates and the grid of the map."""
 
@@ -113,13 +113,17 @@ def inspected(pair: Pair, options: SceneOptions) -> Iterator[tuple[Pair, Inputs]
             registration = estimate_offset(pair, (before.scaling, after.scaling), ground.shared(pair.grid))
             pair = stack.enter_context(move_after(pair, registration.rows, registration.columns))
         shift = residual_shift(pair, (before.scaling, after.scaling), ground.shared(pair.grid))
-        yield pair, Inputs(before, after, pair.grid, shift, ground, registration)
+        yield (
+            pair,
+            Inputs(before=before, after=after, grid=pair.grid, shift=shift, ground=ground, registration=registration),
+        )
 
 
 def inspect_pair(pair: Pair, before: Date, after: Date) -> Inputs:
     """Combines two inspected dates, open as ``pair``; raises as :func:`check_statements`."""
     check_statements(before, after)
-    return Inputs(before, after, pair.grid, residual_shift(pair, (before.scaling, after.scaling)))
+    shift = residual_shift(pair, (before.scaling, after.scaling))
+    return Inputs(before=before, after=after, grid=pair.grid, shift=shift)
 
 
 def warn_of_resolution(raster: Raster, trained: float | None, log: EventLog) -> None:
