@@ -258,6 +258,20 @@ def test_options_are_those_of_the_command(place: Place, session: BundleSession, 
     np.testing.assert_array_equal(several.probability, found.probability)
 
 
+def test_area_and_registration(place: Place, session: BundleSession, tmp_path: Path) -> None:
+    west, north = 399_984 + 20, 4_999_992 - 15
+    ring = [[west, north], [west + 40, north], [west + 40, north - 30], [west, north - 30], [west, north]]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    area = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [area]}))
+    found = session.predict_scene(place.before, place.after, aoi=path, coregister="shift")
+    inside = np.zeros((H, W), np.bool_)
+    inside[30:90, 40:120] = True
+    np.testing.assert_array_equal(found.valid, inside & (place.change != 255))
+    assert found.report["registration"]["inliers"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

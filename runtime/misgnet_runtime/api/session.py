@@ -8,7 +8,7 @@ import weakref
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from misgnet_runtime.api.images import ChangeMap, Date, read_dates
 from misgnet_runtime.api.keywords import options_of
@@ -104,6 +104,8 @@ class BundleSession:
         offset: float | tuple[float, ...] | None = None,
         stretch: tuple[float, float] | None = None,
         align: bool = False,
+        coregister: Literal["shift"] | None = None,
+        aoi: str | os.PathLike[str] | None = None,
         assets: tuple[str, ...] | None = None,
         remote: bool = False,
         threshold: float | None = None,
@@ -144,6 +146,10 @@ class BundleSession:
             offset: Offset of stored values, one or one per band.
             stretch: Two percentiles of each band that become black and the largest sample, instead of ``scale``.
             align: Warp ``after`` onto the grid of ``before`` if their grids differ.
+            coregister: "shift" moves ``after`` back by its offset from ``before``, if windows of both agree about it;
+                ``report["registration"]`` states what was applied.
+            aoi: File of polygons (.geojson or .gpkg). Only tiles that touch them are computed, and pixels outside have
+                no data.
             assets: Assets of a STAC Item, in the order that the network reads them.
             remote: Whether dates may be fetched from a network.
             threshold: Probability above which a pixel is changed (default: the bundle's).
@@ -167,7 +173,8 @@ class BundleSession:
         self._check_open()
         given = {
             "bands": bands, "scale": scale, "offset": offset, "stretch": stretch, "align": align,
-            "assets": assets, "remote": remote, "threshold": threshold, "overlap": overlap, "batch": batch,
+            "coregister": coregister, "aoi": aoi, "assets": assets,
+            "remote": remote, "threshold": threshold, "overlap": overlap, "batch": batch,
         }  # fmt: skip
         return predict_scene(
             self._bundle, self._opened, before, after, output=output, given={**given, **options}, progress=progress
