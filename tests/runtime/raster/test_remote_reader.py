@@ -67,7 +67,7 @@ def test_bytes_are_those_of_the_file_and_none_is_fetched_twice(server: FileServe
 def test_ranges_are_fetched_in_few_requests_with_the_identity_required(server: FileServer) -> None:
     found = reader(server)
     found.fetch([(50_000 + 1000 * i, 50_990 + 1000 * i) for i in range(20)] + [(250_000, 250_100)])
-    assert server.ranges("a.bin") == [(0, 16384), (50_000, 69_990), (250_000, 250_100)]
+    assert sorted(server.ranges("a.bin")) == [(0, 16384), (50_000, 69_990), (250_000, 250_100)]
     etag = found.identity.value
     assert [one.headers.get("if-match") for one in server.requests] == [None, f'"{etag}"', f'"{etag}"']
     assert found.identity.kind == "etag"
