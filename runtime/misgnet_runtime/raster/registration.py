@@ -34,7 +34,7 @@ _FINER = 100  # steps in a pixel
 _WIDTH = 0.9  # pixels: standard deviation of the kernel whose maximum is the mode
 _CLEAR = 20.0  # over the window's side: correlation of a clear peak. Unrelated windows of 256 px have 0.05 or less
 _LEAST_VALID = 0.5  # share of a window's pixels that must have data
-_LEAST, _LEAST_SHARE = 3, 0.5  # windows that must agree, also as a share of those with a clear peak
+_LEAST, _LEAST_SHARE = 3, 1 / 3  # windows that must agree, also as a share of those with a clear peak
 _ROUNDS = 4
 _SHOWN = 12  # vectors in a message
 
@@ -94,7 +94,7 @@ def estimate_offset(pair: Pair, scalings: tuple[Scaling, Scaling], within: _Area
             f"--coregister needs at least {_SMALLEST} px per side that both dates cover, found {columns.length} x "
             f"{rows.length} px; co-register larger images, then crop them"
         )
-    views = _View(pair.before, scalings[0]), _View(pair.after, scalings[1])
+    views = _View(pair.before, scalings[0], within), _View(pair.after, scalings[1], within)
     offset = _coarse(library, views, within)
     for _ in range(_ROUNDS):
         matches = [match for match in _fine(library, views, within, offset) if match.clarity >= 1]
@@ -123,13 +123,22 @@ class _View:
 
     raster: Raster
     scaling: Scaling
+    within: _Area
 
     def gradients(self, rows: Span, columns: Span) -> NDArray[np.complex128] | None:
         """Returns a window's gradients, (h, w), faded to 0 at its edges; None without enough data or texture.
 
         A strong gradient counts hardly more than an average one, and one next to a pixel without data not at all.
+        Nothing outside of the area has data.
         """
-        image, valid, _ = self.raster.image(self.scaling, rows, columns)
+        inside = tuple(_common(span, limit) for span, limit in zip((rows, columns), self.within, strict=True))
+        if min(span.length for span in inside) <= 0:
+            return None
+        part, data, _ = self.raster.image(self.scaling, *inside)
+        at = inside[0].within(rows), inside[1].within(columns)
+        valid = np.zeros((rows.length, columns.length), np.bool_)
+        image = np.zeros((*valid.shape, part.shape[2]), part.dtype)
+        image[at], valid[at] = part, data
         if valid.mean() < _LEAST_VALID:
             return None
         down, across = np.gradient(image.mean(axis=2, dtype=np.float64))
@@ -163,13 +172,13 @@ def _coarse(library: Any, views: tuple[_View, _View], within: _Area) -> tuple[in
 
 
 def _fine(library: Any, views: tuple[_View, _View], within: _Area, offset: tuple[int, int]) -> Iterator[_Match]:
-    """Yields the offsets of windows whose partners in AFTER are read at ``offset``, so that they show the same area."""
-    area = tuple(_shared(span, step) for span, step in zip(within, offset, strict=True))
-    shorter = min(span.length for span in area)
-    side = max(_SIDES[1], min(_SIDES[0], shorter // 2))
-    if shorter < side:
-        return
-    for window in _windows((area[0], area[1]), _FINE, side, side // 3):
+    """Yields the offsets of windows whose partners in AFTER are read at ``offset``, so that they show the same area.
+
+    Where the windows are does not depend on the offset: those on tall objects are wrong by different amounts, and
+    another choice of windows would change their mode.
+    """
+    side = max(_SIDES[1], min(_SIDES[0], min(span.length for span in within) // 2))
+    for window in _windows(within, _FINE, side, side // 3):
         if match := _match(library, views, window, offset, _FINER):
             yield match
 
@@ -180,10 +189,9 @@ def _windows(within: _Area, count: int, side: int, step: int) -> list[_Area]:
     return [(down.moved(rows.start), across.moved(columns.start)) for down, across in found]
 
 
-def _shared(span: Span, offset: int) -> Span:
-    """Returns the part of a span whose partner, moved by ``offset``, lies within the span."""
-    start, stop = max(span.start, span.start - offset), min(span.stop, span.stop - offset)
-    return Span(start, max(start, stop))
+def _common(span: Span, limit: Span) -> Span:
+    start = max(span.start, limit.start)
+    return Span(start, max(start, min(span.stop, limit.stop)))
 
 
 def _match(
