@@ -24,7 +24,7 @@ from misgnet_runtime.bundle.targets import Target
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.formatting import printable
 from misgnet_runtime.options import Stated, bare, stated
-from misgnet_runtime.storage.files import is_not_regular_file
+from misgnet_runtime.storage.files import is_not_regular_file, read_at_most
 
 _HEAD = "Options of misgnet-export build, for --config. Relative paths start from the folder of this file."
 _WIDTH = 100  # of comments
@@ -68,11 +68,10 @@ def _parsed(path: Path) -> dict[str, Any]:
     if is_not_regular_file(path):
         raise InputError(f"--config {path} is not a regular file")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG + 1)
+        data = read_at_most(path, MAX_CONFIG)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror or error}") from error
-    if len(data) > MAX_CONFIG:
+    if data is None:
         raise UsageError(f"--config {path} is larger than {MAX_CONFIG} bytes, which is the limit")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_runtime.raster.changes import load_library
+from misgnet_runtime.raster.geotiff import load_library
+from misgnet_runtime.raster.polygons import DRIVERS, UTC
 
-_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
-VECTORS = tuple(_DRIVERS)
-_UTC = 100  # OGR's flag of a time zone; the polygons' times are in UTC
+VECTORS = tuple(DRIVERS)
 
 
 def read_polygons(path: Path) -> Any:
@@ -43,9 +42,9 @@ def convert_polygons(source: Path, target: Path) -> None:
     """Writes the polygons in the format of another suffix; GeoJSON is in longitude and latitude (RFC 7946)."""
     pyogrio = load_library("pyogrio", "a result's polygons")
     meta, _, outlines, columns = pyogrio.raw.read(source, layer=0)
-    driver = _DRIVERS[target.suffix.lower()]
+    driver = DRIVERS[target.suffix.lower()]
     times = {
-        name: np.full(len(column), _UTC, np.int8)
+        name: np.full(len(column), UTC, np.int8)
         for name, column in zip(meta["fields"], columns, strict=True)
         if column.dtype.kind == "M"
     }

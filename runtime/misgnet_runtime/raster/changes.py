@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.raster.geotiff import GDAL, load_rasterio, mapped, open_geotiff
+from misgnet_runtime.raster.geotiff import GDAL, load_library, load_rasterio, mapped, open_geotiff
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.tiling import Span
 from misgnet_runtime.raster.writer import CHANGED, Probabilities
@@ -76,14 +74,6 @@ def check_libraries(*, vector: bool, report: bool) -> None:
     """Raises UnavailableError if a library that outputs need is missing; called before a run starts."""
     for name in ("pyogrio", "shapely") if vector else ("shapely",) if report else ():
         load_library(name, "--vector" if vector else "--report")
-
-
-def load_library(name: str, purpose: str) -> Any:
-    """Imports a library of the extra ``[geo]``; raises UnavailableError with the install command if it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UnavailableError(f"{purpose} requires {name}: pip install 'misgnet-export[geo]'") from error
 
 
 def _order(change: Change) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,22 @@ GDAL = {
 
 
 def load_rasterio(purpose: str) -> Any:
-    """Imports rasterio; raises UnavailableError with ``purpose`` and the install command if it is missing."""
+    """Imports rasterio with the parts that are used; raises as :func:`load_library`."""
+    return load_library("rasterio", purpose, ("features", "shutil", "transform", "vrt", "warp", "windows"))
+
+
+def load_library(name: str, purpose: str, parts: Sequence[str] = ()) -> Any:
+    """Imports a library of the extra ``[geo]`` and some of its ``parts``.
+
+    Raises:
+        UnavailableError: It is missing; the message states ``purpose`` and the install command.
+    """
     try:
-        for part in ("features", "shutil", "transform", "vrt", "warp", "windows"):
-            importlib.import_module(f"rasterio.{part}")
-        return importlib.import_module("rasterio")
+        for part in parts:
+            importlib.import_module(f"{name}.{part}")
+        return importlib.import_module(name)
     except ImportError as error:
-        raise UnavailableError(f"{purpose} requires rasterio: pip install 'misgnet-export[geo]'") from error
+        raise UnavailableError(f"{purpose} requires {name}: pip install 'misgnet-export[geo]'") from error
 
 
 def open_geotiff(rasterio: Any, path: Path) -> Any:

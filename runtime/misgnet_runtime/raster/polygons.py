@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError, StorageError
-from misgnet_runtime.raster.changes import Change, affine, load_library
+from misgnet_runtime.raster.changes import Change, affine
+from misgnet_runtime.raster.geotiff import load_library
 from misgnet_runtime.raster.grid import Grid
 from misgnet_runtime.raster.styles import change_areas
 
-_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
+DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".fgb": "FlatGeobuf"}
 _LAYER, _STYLES = "change", "layer_styles"  # the second name is QGIS's
-_UTC = 100  # OGR's flag of a time zone
+UTC = 100  # OGR's flag of a time zone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,9 @@ def _dates(date: datetime | None, count: int) -> NDArray[np.datetime64]:
 
 
 def _write(pyogrio: Any, path: Path, outlines: Any, fields: dict[str, Any], grid: Grid) -> None:
-    driver = _DRIVERS[path.suffix.lower()]
+    driver = DRIVERS[path.suffix.lower()]
     layer = {"RFC7946": "YES"} if driver == "GeoJSON" and grid.georeferenced else {}
-    zones = {name: np.full(len(outlines), _UTC) for name in ("before_date", "after_date")}
+    zones = {name: np.full(len(outlines), UTC) for name in ("before_date", "after_date")}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*crs.* was not provided")

@@ -176,7 +176,7 @@ class Raster:
         valid = np.zeros(values.shape[1:], np.bool_)
         unreadable: set[UnreadableBlock] = set()
         for block_rows, block_columns in self._blocks(rows, columns):
-            part = _common(rows, block_rows), _common(columns, block_columns)
+            part = rows.common(block_rows), columns.common(block_columns)
             inside = part[0].within(rows), part[1].within(columns)
             try:
                 values[(slice(None), *inside)], valid[inside] = self._values(rasterio, bands, *part)
@@ -364,7 +364,3 @@ def _colours(dataset: Any) -> tuple[str, ...]:
 def _alpha(colours: tuple[str, ...]) -> int | None:
     """Returns the number of the alpha band, or None."""
     return colours.index("alpha") + 1 if "alpha" in colours else None
-
-
-def _common(first: Span, second: Span) -> Span:
-    return Span(max(first.start, second.start), min(first.stop, second.stop))

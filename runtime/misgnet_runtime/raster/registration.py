@@ -131,8 +131,8 @@ class _View:
         A strong gradient counts hardly more than an average one, and one next to a pixel without data not at all.
         Nothing outside of the area has data.
         """
-        inside = tuple(_common(span, limit) for span, limit in zip((rows, columns), self.within, strict=True))
-        if min(span.length for span in inside) <= 0:
+        inside = tuple(span.common(limit) for span, limit in zip((rows, columns), self.within, strict=True))
+        if not all(span.length for span in inside):
             return None
         part, data, _ = self.raster.image(self.scaling, *inside)
         at = inside[0].within(rows), inside[1].within(columns)
@@ -187,11 +187,6 @@ def _windows(within: _Area, count: int, side: int, step: int) -> list[_Area]:
     rows, columns = within
     found = spread(rows.length, columns.length, count, side, step)
     return [(down.moved(rows.start), across.moved(columns.start)) for down, across in found]
-
-
-def _common(span: Span, limit: Span) -> Span:
-    start = max(span.start, limit.start)
-    return Span(start, max(start, min(span.stop, limit.stop)))
 
 
 def _match(

@@ -31,6 +31,11 @@ class Span:
         """Returns this span, ``distance`` pixels further."""
         return Span(self.start + distance, self.stop + distance)
 
+    def common(self, other: Span) -> Span:
+        """Returns the part that is in both spans; its length is 0 if there is none."""
+        start = max(self.start, other.start)
+        return Span(start, max(start, min(self.stop, other.stop)))
+
     def split(self, size: int) -> Iterator[Span]:
         """Yields adjacent spans of ``size`` pixels; the last one may be shorter."""
         return (Span(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size))

@@ -41,6 +41,13 @@ def file_sha256(*paths: Path) -> str:
     return total.hexdigest()
 
 
+def read_at_most(path: Path, most: int) -> bytes | None:
+    """Returns the bytes of a file, which must be a regular one; None if it has more than ``most``. Raises OSError."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    return data if len(data) <= most else None
+
+
 def open_unlinked(path: Path, flags: int = READ) -> int:
     """Opens ``path`` and returns its descriptor. Raises OSError; its errno is ELOOP for a link."""
     if not NO_LINK:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from misgnet_runtime.bundle.signing.envelope import Envelope
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.limits import CERTIFICATE_BYTES, CERTIFICATES, KEY_BYTES
+from misgnet_runtime.storage.files import read_at_most
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -61,11 +62,10 @@ def read_anchors(path: Path) -> Anchors:
     try:
         if not path.is_file():  # opening a named pipe would wait forever
             raise InputError(f"key {path} is missing or not a regular file")
-        with path.open("rb") as file:
-            data = file.read(KEY_BYTES + 1)
+        data = read_at_most(path, KEY_BYTES)
     except OSError as error:
         raise InputError(f"key {path} cannot be read: {error.strerror}") from error
-    if len(data) > KEY_BYTES:
+    if data is None:
         raise InputError(f"key {path} is larger than {KEY_BYTES} bytes; pass a PEM file of public keys")
     return parse_anchors(path, data)
 

@@ -215,6 +215,7 @@ def refuse_unreadable(change: Path, limit: float) -> None:
 @dataclass(frozen=True)
 class _Published:
     counts: Counts  # pixels of the change raster
+    facts: Facts  # about the map
     polygons: int | None  # None if not requested
 
 
@@ -241,7 +242,7 @@ def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, 
             date.check_unchanged()
         task.journal.publish()
         publish_all(paths, run.outputs)
-    return _Published(counts, polygons)
+    return _Published(counts, facts, polygons)
 
 
 def _facts(run: Run, tally: Tally, tags: dict[str, str], counts: Counts, warnings: Sequence[str]) -> Facts:
@@ -305,13 +306,12 @@ def _date_tags(name: str, date: Date) -> dict[str, str]:
 
 
 def _report(run: Run, tally: Tally, work: Work, published: _Published, resumed: int) -> SceneReport:
-    grid, counts = run.inputs.grid, published.counts
-    pixels = grid.height * grid.width
-    valid, area = pixels - counts.nodata, run.inputs.ground.pixels
+    grid, facts, nodata = run.inputs.grid, published.facts, published.counts.nodata
+    pixels, area = grid.height * grid.width, run.inputs.ground.pixels
     return SceneReport(
-        height=grid.height, width=grid.width, changed_share=counts.changed / valid if valid else None,
-        nodata_share=counts.nodata / pixels, unread=tally.unread, polygons=published.polygons, resumed=resumed,
-        tiles=work.tiles, seconds=work.seconds, engine=run.entry.name, reason=run.reason, valid_share=valid / pixels,
-        unreadable_share_before=tally.share("before"), unreadable_share_after=tally.share("after"),
-        aoi_valid_share=valid / area if area else None, registration=run.inputs.registration,
+        height=grid.height, width=grid.width, changed_share=facts.changed_share, nodata_share=nodata / pixels,
+        unread=tally.unread, polygons=published.polygons, resumed=resumed, tiles=work.tiles, seconds=work.seconds,
+        engine=run.entry.name, reason=run.reason, valid_share=facts.valid_share,
+        unreadable_share_before=facts.unreadable[0], unreadable_share_after=facts.unreadable[1],
+        aoi_valid_share=(pixels - nodata) / area if area else None, registration=run.inputs.registration,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import AREA_BYTES, AREA_CRS_BYTES, AREA_POLYGONS, AREA_VERTICES
 from misgnet_runtime.raster.area.geojson import Rings, read_geojson
 from misgnet_runtime.raster.area.geopackage import START, read_geopackage
-from misgnet_runtime.raster.geotiff import load_rasterio
-from misgnet_runtime.storage.files import is_file
+from misgnet_runtime.raster.geotiff import load_library, load_rasterio
+from misgnet_runtime.storage.files import is_file, read_at_most
 
 _MOST_CROSSINGS = 10_000  # of edges of polygons that are repaired: the square of their number. 0.5 s
 _POLYGON = 3  # shapely's type
@@ -36,14 +35,6 @@ class AreaOfInterest:
     warnings: tuple[str, ...] = ()
 
 
-def load_shapely(purpose: str) -> Any:
-    """Imports shapely; raises UnavailableError with ``purpose`` and the install command if it is missing."""
-    try:
-        return importlib.import_module("shapely")
-    except ImportError as error:
-        raise UnavailableError(f"{purpose} requires shapely: pip install 'misgnet-export[geo]'") from error
-
-
 def read_area(path: Path) -> AreaOfInterest:
     """Reads the polygons of a GeoJSON file or a GeoPackage; the first bytes decide which of the two it is.
 
@@ -54,7 +45,7 @@ def read_area(path: Path) -> AreaOfInterest:
             a coordinate system that is not known.
         UnavailableError: rasterio or shapely is missing.
     """
-    rasterio, shapely = load_rasterio("--aoi"), load_shapely("--aoi")
+    rasterio, shapely = load_rasterio("--aoi"), load_library("shapely", "--aoi")
     data = _read(path)
     try:
         if data.startswith(START):
@@ -78,11 +69,10 @@ def _read(path: Path) -> bytes:
     if not is_file(path):
         raise InputError(f"area {path} does not exist or is not a regular file")
     try:
-        with path.open("rb") as file:
-            data = file.read(AREA_BYTES + 1)
+        data = read_at_most(path, AREA_BYTES)
     except OSError as error:
         raise InputError(f"area {path} cannot be read: {error.strerror}") from error
-    if len(data) > AREA_BYTES:
+    if data is None:
         raise InputError(f"area {path} has more than {AREA_BYTES >> 20} MiB; export only the polygons to its own file")
     return data
 

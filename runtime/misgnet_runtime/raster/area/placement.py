@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.area.area_file import AreaOfInterest, load_shapely
+from misgnet_runtime.raster.area.area_file import AreaOfInterest
 from misgnet_runtime.raster.area.region import Outlines, count_pixels
-from misgnet_runtime.raster.geotiff import load_rasterio, mapped
+from misgnet_runtime.raster.geotiff import load_library, load_rasterio, mapped
 from misgnet_runtime.raster.grid import Grid
 
 _POINTS = 4_096  # along all outlines together, at least: straight lines of one projection are curves in another
@@ -36,7 +36,7 @@ def place_area(area: AreaOfInterest, grid: Grid) -> Outlines:
             f"area {area.path} has coordinates on the ground, but the scene is {grid}; use georeferenced rasters, or "
             "crop both dates to the area instead"
         )
-    extent, shapely = _extent(area, grid), load_shapely("--aoi")
+    extent, shapely = _extent(area, grid), load_library("shapely", "--aoi")
     try:
         near = _near(shapely, area, extent)
         if grid.crs != area.crs and len(near):
@@ -52,7 +52,7 @@ def place_area(area: AreaOfInterest, grid: Grid) -> Outlines:
 
 def place_raster(source: Grid, grid: Grid) -> Outlines | None:
     """Returns the outline of a georeferenced raster in pixels of ``grid``, slightly enlarged; None: it covers all."""
-    shapely = load_shapely("--align")
+    shapely = load_library("shapely", "--align")
     steps = np.linspace(0, 1, _POINTS // 4, endpoint=False)[:, None]
     corners = np.array([(0, 0), (source.width, 0), (source.width, source.height), (0, source.height)], np.float64)
     edges = [start + (stop - start) * steps for start, stop in zip(corners, np.roll(corners, -1, axis=0), strict=True)]

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Mask
-from misgnet_runtime.raster.area.area_file import load_shapely
 from misgnet_runtime.raster.blending import Layout
-from misgnet_runtime.raster.geotiff import load_rasterio
+from misgnet_runtime.raster.geotiff import load_library, load_rasterio
 from misgnet_runtime.raster.tiling import Span
 
 _ROWS = 1_024  # rows whose pixels are counted at once
@@ -27,11 +26,11 @@ class Outlines:
 
     @cached_property
     def _tree(self) -> Any:
-        return load_shapely("--aoi").STRtree(self.polygons)
+        return load_library("shapely", "--aoi").STRtree(self.polygons)
 
     def touch(self, rows: Span, columns: Sequence[Span]) -> Mask:
         """Returns which of N windows, of equal rows, a polygon touches: bool (N,)."""
-        shapely = load_shapely("--aoi")
+        shapely = load_library("shapely", "--aoi")
         starts, stops = (np.array([getattr(span, end) for span in columns], float) for end in ("start", "stop"))
         boxes = shapely.box(starts, rows.start, stops, rows.stop)
         found = np.zeros(len(columns), np.bool_)
@@ -40,9 +39,10 @@ class Outlines:
 
     def mask(self, rows: Span, columns: Span) -> Mask:
         """Returns the pixels of a window whose centre is inside of a polygon, bool (h, w)."""
-        rasterio = load_rasterio("--aoi")
+        rasterio, shapely = load_rasterio("--aoi"), load_library("shapely", "--aoi")
         size, corner = (rows.length, columns.length), rasterio.Affine.translation(columns.start, rows.start)
-        polygons = self._tree.query(load_shapely("--aoi").box(columns.start, rows.start, columns.stop, rows.stop))
+        box = shapely.box(columns.start, rows.start, columns.stop, rows.stop)
+        polygons = self._tree.query(box)
         if not len(polygons):
             return np.zeros(size, np.bool_)
         found: Mask = rasterio.features.geometry_mask(self.polygons[np.sort(polygons)], size, corner, invert=True)
@@ -50,7 +50,7 @@ class Outlines:
 
     def window(self, height: int, width: int) -> tuple[Span, Span]:
         """Returns the rows and columns of a map of that size around all polygons."""
-        left, top, right, bottom = load_shapely("--aoi").total_bounds(self.polygons)
+        left, top, right, bottom = load_library("shapely", "--aoi").total_bounds(self.polygons)
         return _clipped(top, bottom, height), _clipped(left, right, width)
 
 
