@@ -31,17 +31,6 @@ def engine_results(bundle: Bundle) -> dict[str, EngineResult]:
     return {result.engine: result for result in found}
 
 
-def threshold_note(bundle: Bundle, engine: str, threshold: float) -> str | None:
-    """Returns a note if the bundle states the F1 of an engine at another threshold than ``threshold``; else None."""
-    f1 = engine_results(bundle).get(engine)
-    if f1 is None or f1.f1 is None or threshold == bundle.manifest.threshold:
-        return None
-    return (
-        f"threshold {threshold:g}: the F1 that the bundle states, {f1.f1:.4f}, is that of threshold "
-        f"{bundle.manifest.threshold:g}"
-    )
-
-
 def stated_f1(bundle: Bundle, engine: str, threshold: float) -> str | None:
     """Returns the F1 that the bundle states for an engine, and whether it holds at ``threshold``; None if unknown."""
     result = engine_results(bundle).get(engine)
@@ -50,3 +39,9 @@ def stated_f1(bundle: Bundle, engine: str, threshold: float) -> str | None:
     measured = bundle.manifest.threshold
     at = f"{result.f1:.4f} at threshold {measured:g}"
     return at if threshold == measured else f"{at}; not measured at threshold {threshold:g}"
+
+
+def threshold_note(bundle: Bundle, engine: str, threshold: float) -> str | None:
+    """Returns a note if the bundle states the F1 of an engine at another threshold than ``threshold``; else None."""
+    f1 = None if threshold == bundle.manifest.threshold else stated_f1(bundle, engine, threshold)
+    return f1 and f"F1 according to the bundle: {f1}"

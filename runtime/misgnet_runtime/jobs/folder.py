@@ -24,13 +24,14 @@ from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
 from misgnet_runtime.jobs.image import are_rasters, warn_of_images
-from misgnet_runtime.jobs.made_by import date_tags, other_run, settings_tag
+from misgnet_runtime.jobs.recorded_run import date_tags, other_run, settings_tag
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.predict import predict_opened
 from misgnet_runtime.jobs.scene.run import INTERRUPTED
 from misgnet_runtime.log import EventLog, current
 from misgnet_runtime.options import settings
+from misgnet_runtime.raster.area.area_file import read_area
 from misgnet_runtime.raster.blending import Layout, Place, RowBlender, lay_out
 from misgnet_runtime.raster.dataset import Source, find_pairs
 from misgnet_runtime.raster.geotiff import load_rasterio
@@ -107,9 +108,10 @@ def predict_folders(
             "the engine": f"{entry.name} on {detector.engine.device}",
             **({} if options.threshold is None else {"--threshold": f"{options.threshold:g}"}),
         }
+        shown = _shown(options) if scenes else ""
         settings = {
             **common,
-            **({"the options of scenes": _shown(options)} if scenes else {}),
+            **({"the options of scenes": shown} if scenes else {}),
             **({"--overlap": str(overlap)} if _has_large_images(sources, scenes, detector.interface.tile) else {}),
         }
         if note := threshold_note(bundle, entry.name, options.threshold_of(bundle.manifest)):
@@ -119,7 +121,7 @@ def predict_folders(
             with open_record(folder, settings, outputs, options.force, skip_existing=skip_existing) as record:
                 run = _Run(
                     bundle=bundle, opened=opened, outputs=outputs, record=record, options=options, overlap=overlap,
-                    log=log, common=common,
+                    log=log, common=common, shown=shown,
                 )  # fmt: skip
                 return run.process(sources, progress)
         except KeyboardInterrupt:
@@ -141,7 +143,7 @@ def _shown(options: SceneOptions) -> str:
     before, after = options.dates
     shown = f"before {before} after {after} align {options.align} overlap {options.overlap} cog {options.cog}"
     others = {name: value for name, value in settings(options).items() if name not in _NOT_SHOWN}
-    others |= {"aoi": os.path.realpath(options.aoi)} if options.aoi else {}
+    others |= {"aoi": read_area(options.aoi).sha256} if options.aoi else {}
     return " ".join((shown, *(f"{name} {value}" for name, value in others.items())))
 
 
@@ -174,6 +176,7 @@ class _Run:
     overlap: int  # pixels that neighbouring tiles of an image share
     log: EventLog
     common: Mapping[str, str]  # settings that all outputs depend on
+    shown: str  # the options that maps of GeoTIFFs depend on
 
     def process(self, sources: list[Source], progress: Progress | None) -> FolderReport:
         """Writes the outputs that are missing."""
@@ -210,7 +213,7 @@ class _Run:
     def _settings(self, source: Source) -> dict[str, str]:
         """Returns the settings that the output of one pair depends on."""
         if self.outputs[source.name].endswith(".tif"):
-            return {**self.common, "the options of scenes": _shown(self.options)}
+            return {**self.common, "the options of scenes": self.shown}
         large = _has_large_images([source], set(), self.opened[0].interface.tile)
         return {**self.common, **({"--overlap": str(self.overlap)} if large else {})}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misgnet_runtime.bundle.manifest import Manifest
 from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.results import threshold_note
 from misgnet_runtime.callables import Image
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
@@ -83,6 +84,9 @@ def predict_files(
     options = SceneOptions(execution=execution, overlap=overlap, force=force, threshold=threshold)
     options.check_values()
     with open_detector(bundle, engine, options.execution, optimise_for="latency" if tuned else None) as opened:
+        threshold = options.threshold_of(bundle.manifest)
+        if note := threshold_note(bundle, opened.entry.name, threshold):
+            current().info(note)
         return predict_images(opened, *images, output, manifest=bundle.manifest, options=options)
 
 

@@ -186,3 +186,17 @@ def test_series_tiles_without_data_are_not_encoded(large: Place) -> None:
     split = FakeSplit()
     report = encode_file(large.bundle, raster, large.root / "date.features", opener=split.opener())
     assert split.encoded == 2 and report.features.footer.settings["--overlap"] == "8"
+
+
+def test_pair_of_images_at_another_threshold_is_noted(
+    large: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(large.bundle, lambda m: m.update(metrics={"engines": [{"engine": FLOAT.name, "scores": {"f1": 0.875}}]}))
+    monkeypatch.setattr(image, "open_detector", large.opener)
+    caplog.set_level("INFO")
+    image.predict_files(large.bundle, *large.images(), large.root / "own.png")
+    assert "F1" not in caplog.text
+    image.predict_files(large.bundle, *large.images(), large.root / "low.png", threshold=0.25)
+    assert "F1 according to the bundle: 0.8750 at threshold 0.5; not measured at threshold 0.25" in caplog.text
+    wanted, _ = large.scene()
+    np.testing.assert_array_equal(mask_of(large.root / "low.png"), wanted > 0.25)

@@ -20,6 +20,7 @@ from misgnet_runtime.cli.main import main
 from misgnet_runtime.engines.base import Arrays
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.jobs.folder import predict_folders
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
 from misgnet_runtime.jobs.scene.run import SceneReport
@@ -238,3 +239,22 @@ def test_an_area_and_a_partial_overlap_combine(place: Place) -> None:
     report = place.run("part", SceneOptions(align=True, aoi=area), (place.before, after))
     assert np.array_equal(~np.isnan(read(place.root / "part_p.tif")), inside((100, 200, 200, 250)))
     assert report.aoi_valid_share == 0.5
+
+
+def test_an_area_that_changed_is_noticed_among_finished_outputs_of_a_folder(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    for date, path in (("A", place.before), ("B", place.after)):
+        (place.root / date).mkdir()
+        path.rename(place.root / date / "one.tif")
+    opener = fake_detector(lambda: WholeTile(INTERFACE))
+    folders = place.bundle, place.root / "A", place.root / "B", place.root / "maps"
+    options = SceneOptions(aoi=place.area((130, 140, 140, 150)))
+    predict_folders(*folders, options, opener=opener)
+    caplog.clear()
+    predict_folders(*folders, options, skip_existing=True, opener=opener)
+    assert not [record for record in caplog.records if "is skipped, but" in record.getMessage()]
+    place.area((0, 0, 60, 60))
+    predict_folders(*folders, options, skip_existing=True, opener=opener)
+    (warning,) = [record.getMessage() for record in caplog.records if "is skipped, but" in record.getMessage()]
+    assert warning.startswith("one.tif is skipped, but it was written with the options of scenes ")

@@ -599,3 +599,12 @@ def test_json_events_report_outputs_and_failures(tmp_path: Path, capsys: pytest.
     assert [Path(result["output"]).name for result in results] == ["d2.tif", "d3.tif"]
     assert results[0]["nodata_share"] == 0
     assert "1 of 3 dates failed" in json.loads(captured.err.splitlines()[-1])["message"]
+
+
+def test_features_serve_any_threshold(place: Place, split: FakeSplit) -> None:
+    place.run()
+    encoded = split.encoded
+    place.run(SeriesOptions(scene=SceneOptions(threshold=0.2, force=True)))
+    assert split.encoded == encoded + 3 * TILES  # those of the reference are kept
+    with rasterio.open(place.out / "d1.tif") as change:
+        assert change.tags()["MISGNET_THRESHOLD"] == "0.2"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Fields of SceneOptions that do not affect one date's features.
 OF_MAPS = (
     "before", "after", "align", "cog", "min_area", "simplify", "probability", "vector", "quicklook", "report",
-    "stac_item", "style",
+    "stac_item", "style", "threshold",
 )  # fmt: skip
 OF_PAIRS = ("aoi", "coregister")  # fields that are not offered for series
 _DATES = {"before_": "the first date", "after_": "all later dates"}
