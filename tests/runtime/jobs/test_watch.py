@@ -33,6 +33,7 @@ from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair, Naming
 from misgnet_runtime.jobs.watch.preflight import file_digest
 from misgnet_runtime.jobs.watch.service import watch_folder
+from misgnet_runtime.raster.images import read_mask_tags
 from support.bundles import (
     FLOAT,
     INTERFACE,
@@ -235,6 +236,7 @@ def test_pairs_are_processed_once_in_order_of_arrival(workspace: Workspace, batc
     assert workspace.ends() == [("c", "done"), ("a", "done"), ("b", "done")]
     for seed, name in enumerate("cab"):
         np.testing.assert_array_equal(mask(workspace.out / f"{name}_change.png"), predicted(seed))
+        assert read_mask_tags(workspace.out / f"{name}_change.png")["MISGNET_AFTER_SHA256"]
     assert workspace.names() == {f"{name}_change.png" for name in "abc"}
     assert [figures["pair"] for figures in workspace.log.results] == ["c", "a", "b"]
     assert workspace.log.results[0]["changed_share"] == predicted(0).mean()
@@ -280,7 +282,7 @@ def test_a_damaged_pair_is_journaled_and_the_next_one_is_processed(workspace: Wo
 
 def test_an_unexpected_error_fails_only_its_pair(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.add("a")
-    monkeypatch.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
+    monkeypatch.setattr("misgnet_runtime.jobs.image.read_pair", lambda *_: 1 / 0)
     assert workspace.run().failed == 1
     assert workspace.journal()[-1]["message"] == "ZeroDivisionError: division by zero"
 
@@ -338,7 +340,7 @@ def test_a_pair_whose_files_vanish_while_being_read_does_not_fail(
         raise InputError(f"image {paths[0]} does not exist")
 
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lost)
+        patched.setattr("misgnet_runtime.jobs.image.read_pair", lost)
         assert workspace.run().failed == 0
     assert workspace.ends() == []
     (workspace.root / "gone").rename(workspace.folder)
@@ -479,7 +481,7 @@ def test_a_full_disk_does_not_fail_a_pair(workspace: Workspace, monkeypatch: pyt
 def test_an_interrupted_retry_is_resumed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.add("a")
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
+        patched.setattr("misgnet_runtime.jobs.image.read_pair", lambda *_: 1 / 0)
         assert workspace.run().failed == 1
     with monkeypatch.context() as patched:
         refusing_disk(patched, 1)  # the start of the pair is on the disk
