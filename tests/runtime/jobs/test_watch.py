@@ -395,6 +395,26 @@ def test_geotiffs_are_processed_into_rasters_and_products(workspace: Workspace) 
     assert workspace.log.results[0]["polygons"] == 2
 
 
+def test_a_stac_item_of_a_pair_names_the_final_files(workspace: Workspace) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    pytest.importorskip("pystac", reason="STAC Items of results need the [stac] extra")
+    from support.scenes import scene, write_raster
+
+    for date, pixels in zip(("before", "after"), scene(90, 80), strict=True):
+        write_raster(workspace.folder / f"s_{date}.tif", pixels)
+    options = replace(NOW, stac_item=True, probability=True, retry_failed=True)
+    workspace.run(options)
+    assert "--stac-item requires the acquisition time of AFTER" in workspace.journal()[-1]["message"]
+    with rasterio.open(workspace.folder / "s_after.tif", "r+") as dataset:
+        dataset.update_tags(TIFFTAG_DATETIME="2024:06:01 10:20:31")
+    assert workspace.run(options).done == 1
+    assert workspace.names() == {"s_change.tif", "s_probability.tif", "s_item.json"}
+    item = json.loads((workspace.out / "s_item.json").read_text())
+    assert {asset["href"] for asset in item["assets"].values()} == {"./s_change.tif", "./s_probability.tif"}
+    links = [workspace.out / link["href"] for link in item["links"]]
+    assert [path.resolve() for path in links] == [workspace.folder / f"s_{date}.tif" for date in ("before", "after")]
+
+
 def test_the_command_takes_options_for_geotiffs(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
     pytest.importorskip("pyogrio", reason="polygons need the [geo] extra")

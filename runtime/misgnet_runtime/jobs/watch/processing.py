@@ -16,6 +16,7 @@ from misgnet_runtime.inference.selection import Opened
 from misgnet_runtime.inference.self_test import golden_agreement
 from misgnet_runtime.jobs.image import predict_images, read_images
 from misgnet_runtime.jobs.scene.predict import predict_opened
+from misgnet_runtime.jobs.scene.stac_item import load_pystac
 from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
 from misgnet_runtime.jobs.watch.preflight import check_files, check_names, check_permitted, file_digest
@@ -122,11 +123,12 @@ class LocalProcessor:
     def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:
         options = self._options.scene_options(pair.name, result.parent)
         paths = pair.before.path, pair.after.path, result
+        places = {option: self._output / path.name for option, path in options.outputs(result).items()}
         with self._log.progress("rows of tiles") as progress:
             return asdict(
                 predict_opened(
                     self._bundle, lambda: nullcontext(self._opened), *paths, options=options,
-                    log=self._log.bind(pair=pair.name), progress=progress, name=pair.name,
+                    log=self._log.bind(pair=pair.name), progress=progress, name=pair.name, places=places,
                 )
             )  # fmt: skip
 
@@ -137,6 +139,8 @@ def missing_library(kind: Kind, options: WatchOptions) -> str | None:
         if kind == "scene":
             load_rasterio("a scene")
             check_libraries(vector=options.vector is not None, report=options.report)
+            if options.stac_item:
+                load_pystac()
     except UnavailableError as error:
         return str(error)
     return None
