@@ -92,14 +92,14 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
     context = BuildContext(
-        request=request, root=root, log=log, policy=request.policy, interface=interface, check_tiles=check_tiles,
-        weights_sha256=source.sha256, known=model.known,
+        request=request, root=root, log=log, policy=request.policy, interface=interface, entry=source.entry,
+        check_tiles=check_tiles, weights_sha256=source.sha256, known=model.known,
     )  # fmt: skip
     graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
         context = context.with_threshold(tuned.threshold)
-    graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
+    graphs = split_graphs(context, [write_float(context, graph.model), *_quantize(context, graph, sets)])
     engines, reference = _compile_and_evaluate_reference(context, graphs, model, sets.evaluation)
     warnings = check_declaration(context, source, model, sets.evaluation, reference)
     parity, pictures = evaluate_engines(
