@@ -51,17 +51,33 @@ LockTimeout = Annotated[
 
 
 def print_version(context: typer.Context, wanted: bool) -> None:
-    """Prints the program's name and the package's version, and ends the command, if ``wanted``."""
+    """Prints the program's name, the versions of the package, of Python and of the engines, and ends the command."""
     if wanted:
-        from misgnet_runtime import __version__
-
-        typer.echo(f"{context.find_root().command.name} {__version__}")
+        typer.echo(f"{context.find_root().command.name} {_versions()}")
         raise typer.Exit
 
 
+def _versions() -> str:
+    """Returns versions as the installed distributions state them, without importing an engine's library."""
+    import platform
+
+    from misgnet_runtime import __version__
+    from misgnet_runtime.engines import LIBRARIES
+    from misgnet_runtime.machine import installed_versions
+
+    found = installed_versions(name for names in LIBRARIES.values() for name in names)
+    engines = ", ".join(f"{name} {version}" for name, version in found.items()) or "none found"
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"{__version__} ({system}; engines: {engines})"
+
+
 Version = Annotated[
-    bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
-]
+    bool,
+    typer.Option(
+        "--version", help="Print the versions of this program, of Python and of the engines found, and exit.",
+        callback=print_version, is_eager=True,
+    ),
+]  # fmt: skip
 
 
 class Given(dict[str, Any]):
