@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from misgnet_runtime import log
 from misgnet_runtime.cli import help as help_page
+from misgnet_runtime.cli.completion import COMMAND
 from misgnet_runtime.cli.mistakes import check_bundle, explain, unknown_command
 from misgnet_runtime.cli.standard_streams import steady_streams
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
@@ -24,8 +25,7 @@ __all__ = ["err_console", "make_app", "out_console", "run_app"]
 
 # click's UsageError; newer versions of typer vendor click under another name.
 _WRONG_CALL: Any = typer.BadParameter.__bases__[0]
-# Keys in a context's ``meta``: all arguments as typed; the context and the arguments of the innermost command.
-_ALL, _COMMAND = "misgnet.arguments", "misgnet.command"
+_ALL = "misgnet.arguments"  # key in a context's ``meta``: all arguments as typed
 _OF_LOG = ("log", "quiet", "verbose", "timestamps")
 
 
@@ -106,7 +106,7 @@ class _Command(TyperCommand):
         help_page.name_values(self.params)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[_COMMAND] = ctx, tuple(args)
+        ctx.meta[COMMAND] = ctx, tuple(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -139,7 +139,7 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_ALL] = tuple(args)
-        ctx.meta[_COMMAND] = ctx, tuple(args)
+        ctx.meta[COMMAND] = ctx, tuple(args)
         with self._explained(ctx):
             return super().parse_args(ctx, args)
 
@@ -166,7 +166,7 @@ class _Group(TyperGroup):
             if type(error).__name__ == "NoArgsIsHelpError":
                 raise
             self._apply_shared(ctx)
-            raise UsageError(printable(explain(error, *ctx.meta[_COMMAND]))) from error
+            raise UsageError(printable(explain(error, *ctx.meta[COMMAND]))) from error
 
     def _apply_shared(self, ctx: Any) -> None:
         """Applies the app's own options of an invalid call, before or after the command: --log selects its report."""

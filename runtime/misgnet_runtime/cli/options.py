@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 
 from misgnet_runtime.bundle.signing.policy import POLICY_VARIABLE, SYSTEM_POLICY, VARIABLE, use_allow_older, use_key
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.log import LogFormat, use
 from misgnet_runtime.options import Stated, bare, is_options, make, stated
 from misgnet_runtime.storage.lock import use_lock_timeout
@@ -52,7 +53,7 @@ LockTimeout = Annotated[
 
 def print_version(context: typer.Context, wanted: bool) -> None:
     """Prints the program's name, the versions of the package, of Python and of the engines, and ends the command."""
-    if wanted:
+    if wanted and not context.resilient_parsing:  # a shell completes the rest of the line
         typer.echo(f"{context.find_root().command.name} {_versions()}")
         raise typer.Exit
 
@@ -153,6 +154,7 @@ def _parameter(one: Stated, **more: Any) -> Parameter:
     more |= {
         "help": about.help, "metavar": about.metavar, "rich_help_panel": about.panel, "envvar": about.envvar,
         "show_default": True if show is None else show or False,
+        "autocompletion": engine_names if one.name == "engine" else None,
     }  # fmt: skip
     names = [about.short, one.flag] if about.short else [one.flag]
     info = typer.Argument(**more) if about.positional else typer.Option(*names, **more)
