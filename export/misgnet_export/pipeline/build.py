@@ -40,6 +40,7 @@ from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_folder
+from misgnet_runtime.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[Writ
     for recipe, quantized in zip(recipes, found, strict=True):
         graphs.append(write_quantized(context, graph.of(recipe), recipe, quantized))
         if control := graphs[-1].file.control:
-            context.log.console.print(control_table(control))
+            print_table(control_table(control), context.log.console)
     return graphs
 
 
@@ -178,7 +179,7 @@ def _rejected(request: BuildRequest, draft: Draft, log: StageLog) -> GateFailed:
     path = request.output.parent / f"{request.output.name}.rejected"
     with replace_folder(path) as root:
         write_rejected(root, request, draft, log.done)
-    log.console.print(parity_table(draft.evidence.parity))
+    print_table(parity_table(draft.evidence.parity), log.console)
     return GateFailed(
         f"the gate failed, so no bundle was written; the evidence is in {path}: {draft.evidence.parity.failures}"
     )
