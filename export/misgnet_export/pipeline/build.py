@@ -19,7 +19,7 @@ from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.evaluate import Reference, evaluate_engines, evaluate_reference
 from misgnet_export.pipeline.float_graph import make_float_graph
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
-from misgnet_export.pipeline.leave_out import leave_out_misses
+from misgnet_export.pipeline.leave_out import leave_out_float_graph, leave_out_misses
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantize import RecipeGraph, quantize_recipe
@@ -114,6 +114,7 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     parity = draft.evidence.parity
     if not parity.passed:
         return draft
+    draft = leave_out_float_graph(context, draft)
     golden = ship_golden_tiles(root, sets.evaluation, parity, model.predict)
     if request.ship_eval:
         ship_evaluation(context, sets.evaluation, model.predict)
