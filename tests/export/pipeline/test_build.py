@@ -164,7 +164,7 @@ def test_overlap_is_measured_on_validation_images(bundle: Path, data: Path) -> N
     assert all(one.f1 > 0.5 and one.seam_agreement > 0.9 for one in manifest.overlaps)
     assert re.search(r"F1 at most 0.2 points .*; cpu\S* on 3 of 3 validation images, 0.2 mega", manifest.overlap_from)
     assert "Seam agreement" in (bundle / "evidence" / "report.html").read_text()
-    assert f"overlap {manifest.overlap} px" in run("misgnet_runtime.cli", "info", bundle).stdout
+    assert f"overlap {manifest.overlap} px" in run("misgnet_runtime", "info", bundle).stdout
 
 
 def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: Path) -> None:
@@ -179,7 +179,7 @@ def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: P
         assert engine.split.encoder == f"{whole[0]}_encoder.{whole[2]}"
         assert engine.split.head == f"{whole[0]}_head.{whole[2]}"
     assert manifest.file("head graph for cpu").precision == "int8"
-    result = run("misgnet_runtime.cli", "verify", each_bundle)
+    result = run("misgnet_runtime", "verify", each_bundle)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("cpu")]
     assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
@@ -212,9 +212,9 @@ def test_gate_of_the_device_agrees_with_the_build(bundle: Path, data: Path) -> N
 
 
 def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
-    result = run("misgnet_runtime.cli", "compile", bundle)
+    result = run("misgnet_runtime", "compile", bundle)
     assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
-    result = run("misgnet_runtime.cli", "info", bundle)
+    result = run("misgnet_runtime", "info", bundle)
     assert "jetson-orin-int8, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
@@ -280,7 +280,7 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
     masks = {}
     for engine in ("cpu", "cpu-float32"):
         out = tmp_path / f"{engine}.png"
-        assert run("misgnet_runtime.cli", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
+        assert run("misgnet_runtime", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
         masks[engine] = read_image_mask(out)
     out, threshold = tmp_path / "torch.png", decode_manifest(bundle / "manifest.json").threshold
     same = ["--tile", TILE, "--threshold", threshold]
