@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current
 
@@ -26,7 +27,10 @@ def publish(
     output: Annotated[Path, typer.Option("-o", "--output", help="Output folder.")],
     engine: Annotated[
         str | None,
-        typer.Option(help="Engine whose graph deepness gets (default: cpu, or else the first of ONNX Runtime)."),
+        typer.Option(
+            help="Engine whose graph deepness gets (default: cpu, or else the first of ONNX Runtime).",
+            autocompletion=engine_names,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
 ) -> None:

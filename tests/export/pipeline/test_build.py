@@ -33,6 +33,7 @@ from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.raster.dataset import TileSet
 from support.commands import exit_code
+from support.deepness import DeepnessModel
 from support.paths import DEMO_WEIGHTS as WEIGHTS
 from support.paths import ROOT
 
@@ -292,6 +293,21 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
 
 def read_image_mask(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)) > 0
+
+
+def test_model_for_deepness_gives_the_mask_of_predict(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """The demo network in INT8 on one tile, which predict does not blend."""
+    pair = [np.asarray(Image.open(data / "test" / date / "pair_00001.png"))[:TILE, :TILE] for date in "AB"]
+    for date, image in zip("AB", pair, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{date}.png")
+    words = ("misgnet-export", "publish", bundle, "--as", "deepness", "-o", tmp_path / "published")
+    assert exit_code(main, *words) == 0
+    model, mask = DeepnessModel(tmp_path / "published/change.onnx"), tmp_path / "mask.png"
+    dates = (tmp_path / "A.png", tmp_path / "B.png")
+    assert run("misgnet_runtime.cli", "predict", bundle, *dates, "-o", mask, "--engine", "cpu").returncode == 0
+    expected, found = read_image_mask(mask), model.mask(np.concatenate(pair, -1)[None])[0]
+    assert expected.any() and (found == expected).mean() > 0.9999
+    assert model.metadata["resolution"] == 50.0  # cm
 
 
 def test_parity_command_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:

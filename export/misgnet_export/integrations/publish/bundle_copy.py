@@ -12,6 +12,11 @@ from misgnet_runtime.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 
 # The folder of the bundle in a published folder: a bundle holds no files that its manifest does not list.
 COPY = "bundle"
+# The user's line about it.
+COPIED = (
+    f"{COPY}/: the bundle; it shows images of the evaluation set (golden tiles, report) and names folders of the build: "
+    "check that you may publish them"
+)
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:

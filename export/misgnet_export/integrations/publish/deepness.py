@@ -83,12 +83,17 @@ def deepness_metadata(manifest: Manifest) -> dict[str, str]:
         "tiles_overlap": math.ceil(100 * manifest.scene_overlap / manifest.tile),
         "standardization_mean": [0.0] * channels,
         "standardization_std": [1.0] * channels,
-        "seg_thresh": manifest.threshold,
+        "seg_thresh": _least_above(manifest.threshold),
         "seg_small_segment": 0,
     }
     if manifest.resolution is not None:
         values["resolution"] = 100 * manifest.resolution  # cm
     return {name: json.dumps(value) for name, value in values.items()}
+
+
+def _least_above(threshold: float) -> float:
+    """Returns the float32 after ``threshold``: the plugin's pixels have a class from its threshold on, ours above it."""
+    return float(np.nextafter(np.float32(threshold), np.float32(1)))
 
 
 def _chosen(bundle: Bundle, name: str | None) -> EngineEntry:
@@ -129,7 +134,7 @@ def _check(manifest: Manifest, source: bytes, written: bytes, golden: GoldenTile
 
 def _as_the_plugin(engine: Engine, tile: Image, threshold: float) -> Mask:
     """Returns the mask, bool (T, T), that the plugin computes of a tile (T, T, 2C) of both dates."""
-    images = (tile * (1 / _DIVIDED_BY)).astype(np.float32).transpose(2, 0, 1)[None]
+    images = (tile / _DIVIDED_BY).astype(np.float32).transpose(2, 0, 1)[None]
     (probability,) = engine.infer({engine.inputs[0].name: images}).values()
     return np.asarray(probability[0, 0] > threshold)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misgnet_export.integrations.publish.bundle_copy import COPY, copy_bundle
+from misgnet_export.integrations.publish.bundle_copy import COPIED, copy_bundle
 from misgnet_export.integrations.publish.model_card import model_card
 from misgnet_runtime.bundle import Bundle
 from misgnet_runtime.bundle.golden import golden_of
@@ -27,7 +27,7 @@ def write_huggingface(bundle: Bundle, folder: Path) -> list[str]:
     copy_bundle(bundle, folder)
     _draw(bundle, folder / PICTURE)
     (folder / CARD).write_text(card, encoding="utf-8")
-    return [f"{CARD}: model card", f"{PICTURE}: a golden tile", f"{COPY}/: the bundle"]
+    return [f"{CARD}: model card", f"{PICTURE}: a golden tile", COPIED]
 
 
 def _draw(bundle: Bundle, path: Path) -> None:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from misgnet_export.integrations.publish.bundle_copy import COPY, copy_bundle, identifier_of, title_of
+from misgnet_export.integrations.publish.bundle_copy import COPIED, COPY, copy_bundle, identifier_of, title_of
 from misgnet_runtime.bundle import MANIFEST, Bundle, EngineEntry, Manifest, TensorEntry
 from misgnet_runtime.bundle.results import EngineResult, engine_results
 from misgnet_runtime.engines import is_on_cpu
@@ -44,7 +44,7 @@ def write_stac_mlm(bundle: Bundle, folder: Path) -> list[str]:
     copy_bundle(bundle, folder)
     (folder / ITEM).write_text(text + "\n", encoding="utf-8")
     count = len(bundle.manifest.engines)
-    return [f"{ITEM}: STAC Item with {count} engines as assets", f"{COPY}/: the bundle"]
+    return [f"{ITEM}: STAC Item with {count} engines as assets", COPIED]
 
 
 def mlm_item(bundle: Bundle) -> dict[str, Any]:
