@@ -14,8 +14,8 @@ from misgnet_runtime.limits import MANIFEST_BYTES, SIGNATURE_BYTES
 COPY = "bundle"
 # The user's line about it.
 COPIED = (
-    f"{COPY}/: the bundle; it shows images of the evaluation set (golden tiles, report) and names folders of the build: "
-    "check that you may publish them"
+    f"{COPY}/: the bundle; it shows images of the evaluation set (golden tiles, report) and names folders of the "
+    "build: check that you may publish them"
 )
 
 

@@ -92,7 +92,7 @@ def deepness_metadata(manifest: Manifest) -> dict[str, str]:
 
 
 def _least_above(threshold: float) -> float:
-    """Returns the float32 after ``threshold``: the plugin's pixels have a class from its threshold on, ours above it."""
+    """Returns the float32 after ``threshold``: for the plugin, a value at its threshold counts, too."""
     return float(np.nextafter(np.float32(threshold), np.float32(1)))
 
 
