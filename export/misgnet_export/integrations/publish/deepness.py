@@ -192,7 +192,7 @@ first with `gdal_translate -b`.
    small areas. Resolution: {resolution}.
 3. Map the bands of the layer to the channels of the model in their order.
 
-| | |
+| | value |
 |---|---|
 | input | `images`, float32 (B, {both}, {tile}, {tile}): {samples}, divided by 255 |
 | output | `change`, float32 (B, 1, {tile}, {tile}): probability of change |

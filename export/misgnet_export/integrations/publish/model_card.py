@@ -219,7 +219,7 @@ def _origin(bundle: Bundle) -> Iterator[str]:
 
 
 def _table(rows: Mapping[str, str]) -> Iterator[str]:
-    yield "| | |"
+    yield "| | value |"
     yield "|---|---|"
     yield from (f"| {name} | {value} |" for name, value in rows.items())
 
