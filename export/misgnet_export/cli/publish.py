@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from misgnet_export.integrations.publish import Format
 from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current
@@ -16,7 +17,7 @@ def publish(
     bundle: BundlePath,
     *,
     form: Annotated[
-        Literal["deepness", "stac-mlm", "huggingface"],
+        Format,
         typer.Option(
             "--as",
             help="Format: deepness (a model for the QGIS plugin), stac-mlm (a STAC Item about the model), huggingface "
@@ -35,7 +36,7 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
 ) -> None:
     """Write a bundle in a format of other tools: QGIS with Deepness, STAC catalogues, or the Hugging Face Hub."""
-    from misgnet_export.integrations.publish.run import Publication, publish_bundle
+    from misgnet_export.integrations.publish.run import publish_bundle
 
-    written = publish_bundle(Publication(bundle, form, output, engine), force=force)
+    written = publish_bundle(bundle, form, output, engine=engine, force=force)
     current().result([*written, f"published: {output}"])

@@ -18,6 +18,8 @@ FORMATS = ("deepness", "stac-mlm", "huggingface")
 
 
 def publish(bundle: Path, form: str, output: Path, *more: object) -> int:
+    if form == "deepness":
+        pytest.importorskip("onnx", reason="the graph for Deepness needs the [export] extra")
     return exit_code(main, "misgnet-export", "publish", bundle, "--as", form, "-o", output, *more)
 
 

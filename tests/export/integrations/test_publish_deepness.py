@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 from misgnet_export.cli.main import main
 from misgnet_export.integrations.publish import stacked_graph as module
 from misgnet_export.integrations.publish.deepness import deepness_metadata
-from misgnet_export.integrations.publish.run import Publication, publish_bundle
+from misgnet_export.integrations.publish.run import publish_bundle
 from misgnet_export.integrations.publish.stacked_graph import stacked_graph
 from misgnet_runtime.api import open_bundle
 from misgnet_runtime.bundle import Interface, Normalization, read_bundle
@@ -32,7 +33,7 @@ from support.deepness import DeepnessModel
 
 def published(bundle: Path, engine: str | None = None) -> DeepnessModel:
     out = bundle.with_name("published")
-    publish_bundle(Publication(bundle, "deepness", out, engine))
+    publish_bundle(bundle, "deepness", out, engine=engine)
     return DeepnessModel(out / "change.onnx")
 
 
@@ -93,6 +94,7 @@ def test_metadata_of_the_graph_are_kept(tmp_path: Path) -> None:
     published(bundle)
     props = {p.key: p.value for p in onnx.load(tmp_path / "published/change.onnx").metadata_props}
     assert props["misgnet_licence"] == "CC-BY-4.0" and json.loads(props["model_type"]) == "Segmentor"
+    assert "resolution" not in props, "only this project's own metadata"
 
 
 def restated(entry: dict[str, Any], bundle: Path) -> dict[str, Any]:
@@ -108,6 +110,15 @@ def test_graph_that_gives_other_masks_is_not_published(tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "stacked_graph", darker)
     words = ("misgnet-export", "publish", bundle, "--as", "deepness", "-o", tmp_path / "out")
     assert exit_code(main, *words) == 3 and not (tmp_path / "out").exists()
+
+
+def test_missing_onnx_prints_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    words = ("misgnet-export", "publish", make_bundle(tmp_path / "bundle"), "--as", "deepness", "-o", tmp_path / "out")
+    assert exit_code(main, *words) == 5 and "pip install 'misgnet-export[export]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_readme_says_what_to_stack(tmp_path: Path) -> None:

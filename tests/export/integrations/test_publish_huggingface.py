@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from misgnet_export.integrations.publish.run import Publication, publish_bundle
+from misgnet_export.integrations.publish.run import publish_bundle
 from misgnet_runtime.errors import InputError
 from support.bundles import FORMATS, bands_bundle, edit, make_bundle
 
@@ -36,7 +36,7 @@ METRICS = {
 def card_of(bundle: Path, **changes: Any) -> str:
     """Returns the text of the published model card."""
     out = bundle.with_name("published")
-    publish_bundle(Publication(edit(bundle, lambda m: m.update(changes)), "huggingface", out), force=True)
+    publish_bundle(edit(bundle, lambda m: m.update(changes)), "huggingface", out, force=True)
     return (out / "README.md").read_text()
 
 

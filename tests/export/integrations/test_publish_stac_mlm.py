@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from misgnet_export.integrations.publish.run import Publication, publish_bundle
+from misgnet_export.integrations.publish.run import publish_bundle
 from misgnet_runtime.bundle import Interface
 from support.bundles import (
     FLOAT,
@@ -32,7 +32,7 @@ ON_DEVICE = replace(
 
 def item_of(bundle: Path) -> dict[str, Any]:
     out = bundle.with_name("published")
-    publish_bundle(Publication(bundle, "stac-mlm", out), force=True)
+    publish_bundle(bundle, "stac-mlm", out, force=True)
     found: dict[str, Any] = json.loads((out / "item.json").read_text())
     for asset in found["assets"].values():
         assert (out / asset["href"]).is_file()

@@ -56,7 +56,7 @@ def write_deepness(bundle: Bundle, folder: Path, engine: str | None = None) -> l
     manifest, data = bundle.manifest, bundle.read(entry.file)
     source = onnx.load_model_from_string(data)
     model = stacked_graph(source, manifest.interface, _DIVIDED_BY)
-    own = {prop.key: prop.value for prop in source.metadata_props}
+    own = {prop.key: prop.value for prop in source.metadata_props if prop.key.startswith("misgnet_")}
     onnx.helper.set_model_props(model, own | deepness_metadata(manifest))
     written: bytes = model.SerializeToString()
     agreement = _check(manifest, data, written, golden_of(bundle))
