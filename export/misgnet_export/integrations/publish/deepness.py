@@ -71,8 +71,8 @@ def write_deepness(bundle: Bundle, folder: Path, engine: str | None = None) -> l
 def deepness_metadata(manifest: Manifest) -> dict[str, str]:
     """Returns the plugin's parameters; all values are JSON.
 
-    The graph normalises the images itself, so the plugin's own standardization changes nothing, also in versions that
-    know only that of three channels. Older versions read ``tile_size``.
+    The graph normalises the images itself, so the plugin's own standardization changes nothing. The documentation names
+    ``tiles_size``; the plugin reads ``tile_size``.
     """
     channels = 2 * manifest.interface.bands
     values: dict[str, object] = {
