@@ -1,4 +1,4 @@
-"""Tests that CITATION.cff agrees with the project's metadata; `dev.py lint` validates it by the schema of its format."""
+"""Tests that CITATION.cff agrees with the project's metadata; `dev.py lint` validates it by its format's schema."""
 
 from __future__ import annotations
 
