@@ -16,7 +16,7 @@ python3 dev.py types    run mypy, which is strict for the runtime (further argum
 python3 dev.py docs     build the documentation into site/; warnings are errors (further arguments go to mkdocs build)
 python3 dev.py wheel    build and check sdist and wheel; install the wheel in clean environments outside the checkout
                         and run bundles there
-python3 dev.py lock     write requirements.lock anew after a change of pyproject.toml; versions in it stay unless
+python3 dev.py lock     update requirements.lock after a change of pyproject.toml; versions in it stay unless
                         --upgrade or --upgrade-package NAME is given (further arguments go to uv pip compile)
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Validates files that other programs read, by their schemas, and shell scripts by shellcheck; exit code 1 if one fails.
+"""Validates files that other programs read by their schemas, and shell scripts by shellcheck; exit code 1 on errors.
 
 `python3 dev.py lint` runs it. check-jsonschema brings the schemas, so nothing is fetched.
 """
@@ -38,7 +38,8 @@ def checks() -> Iterator[tuple[str, bool]]:
     """Runs each check and yields its name and whether it passed."""
     for schema, pattern in SCHEMAS.items():
         files = [str(path) for path in sorted(ROOT.glob(pattern))]
-        yield pattern, bool(files) and run("check-jsonschema", "--quiet", "--builtin-schema", f"vendor.{schema}", *files)
+        options = ("--quiet", "--builtin-schema", f"vendor.{schema}")
+        yield pattern, bool(files) and run("check-jsonschema", *options, *files)
     yield ".pre-commit-config.yaml", run("pre-commit", "validate-config", ".pre-commit-config.yaml")
     yield "shell scripts", run("shellcheck", *OPTIONS, *shell_scripts())
     for pattern in WITH_STEPS:

@@ -93,7 +93,7 @@ def install(python: Path, folder: Path, wheel: Path, clean: Clean) -> Path:
 
 
 def check_imports(python: Path, work: Path, *, with_compiler: bool) -> None:
-    """Checks that all packages come from the wheel, and that none of the compiler's dependencies came unasked."""
+    """Checks that all packages come from the wheel, and that only [export] brings the compiler's dependencies."""
     *folders, extra = run(python, "-c", FOLDERS, *PACKAGES, *COMPILER, cwd=work).splitlines()
     inside = python.parent.parent.resolve()
     strange = [folder for folder in folders if not Path(folder).resolve().is_relative_to(inside)]
