@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from misgnet_runtime import log
 from misgnet_runtime.cli import help as help_page
 from misgnet_runtime.cli.completion import COMMAND
+from misgnet_runtime.cli.config import defaults_in_force
 from misgnet_runtime.cli.mistakes import check_bundle, explain, unknown_command
 from misgnet_runtime.cli.standard_streams import steady_streams
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
@@ -111,6 +112,8 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         check_bundle(ctx)
+        if found := defaults_in_force():
+            log.current().debug(f"defaults are read from {found.file}", file=found.file)
         return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
@@ -189,7 +192,9 @@ def _after_the_command(option: Any) -> Any:
     found, use = copy(option), option.callback
 
     def use_if_given(ctx: Any, param: Any, value: Any) -> Any:
-        if use is not None and ctx.get_parameter_source(param.name).name == "COMMANDLINE":
+        source = ctx.get_parameter_source(param.name).name
+        before = ctx.parent.get_parameter_source(param.name).name
+        if use is not None and (source == "COMMANDLINE" or (source == "DEFAULT_MAP" and before != "COMMANDLINE")):
             use(ctx, param, value)
 
     found.callback, found.expose_value, found.rich_help_panel = use_if_given, False, "Every command"

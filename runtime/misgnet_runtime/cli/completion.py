@@ -16,7 +16,7 @@ COMMAND = "misgnet.command"  # key in a context's ``meta``: the context of the i
 
 
 def engine_names(context: typer.Context, incomplete: str) -> Iterator[str]:
-    """Yields the engines of the bundle on the command line that start with ``incomplete``; none if there is no bundle.
+    """Yields the engines of the bundle on the command line that start with ``incomplete``; none without a bundle.
 
     The manifest is only parsed, not checked: a wrong name is refused when the command runs.
     """

@@ -10,6 +10,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Column, Table
 
+from misgnet_runtime.cli.config import defaults_in_force
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.formatting import printable, truncated
@@ -77,6 +78,8 @@ def print_info(path: Path, console: Console) -> None:
         console.print(printable(_auto_line(auto)), soft_wrap=True, markup=False)
     console.print(_precisions(bundle))
     console.print(_files(bundle))
+    for line in defaults.lines() if (defaults := defaults_in_force()) else ():
+        console.print(printable(line), soft_wrap=True, markup=False)
 
 
 def model_lines(m: Manifest) -> Iterator[str]:
@@ -107,6 +110,7 @@ def bundle_figures(path: Path) -> dict[str, object]:
     auto = _auto(bundle, here, tuning, choice)
     return {
         "bundle": path, "manifest": bundle.manifest, "here": here, "choice": choice, "auto": auto, "signed": signed,
+        "defaults": defaults_in_force(),
     }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import typer
 
 from misgnet_runtime.bundle.signing.policy import POLICY_VARIABLE, SYSTEM_POLICY, VARIABLE, use_allow_older, use_key
 from misgnet_runtime.cli.completion import engine_names
+from misgnet_runtime.cli.config import OPTION, use_config
+from misgnet_runtime.cli.config import VARIABLE as CONFIG_VARIABLE
 from misgnet_runtime.log import LogFormat, use
 from misgnet_runtime.options import Stated, bare, is_options, make, stated
 from misgnet_runtime.storage.lock import use_lock_timeout
@@ -23,6 +25,15 @@ Log = Annotated[
     LogFormat,
     typer.Option(help="Log format: text for people, json for one JSON object per line.", callback=use, is_eager=True),
 ]
+Config = Annotated[
+    _OptionalPath,
+    typer.Option(
+        OPTION,
+        help="TOML file of defaults for any of these options, under their names without dashes in front; options of "
+        "one command may be in a table of its name. Paths in it start from its folder (default: none).",
+        metavar="FILE", envvar=CONFIG_VARIABLE, callback=use_config, is_eager=True,
+    ),
+]  # fmt: skip
 RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
@@ -121,6 +132,8 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     run.__name__, run.__doc__ = command.__name__, command.__doc__
+    all_options = [stated(kind) for kind in (classes | partial).values()]
+    run.stated = {name: one for options in all_options for name, one in options.items()}  # type: ignore[attr-defined]
     return run
 
 

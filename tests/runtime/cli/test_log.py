@@ -102,7 +102,7 @@ def test_the_log_option_after_the_command_takes_precedence(call: Any) -> None:
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [(["predict"], "Missing argument"), (["info", "x", "--nonsense"], "--nonsense"), (["watsh"], "watsh")],
+    [(["predict"], "missing: BUNDLE"), (["info", "x", "--nonsense"], "--nonsense"), (["watsh"], "watsh")],
 )
 def test_an_invalid_call_is_a_json_object(call: Any, command: list[str], words: str) -> None:
     outcome = call(*command, "--log", "json")
