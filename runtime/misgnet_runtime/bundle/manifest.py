@@ -366,6 +366,8 @@ class Manifest(Struct, frozen=True):
     model: ModelEntry | None = None
     # The resolved options of the build, as TOML for ``misgnet-export build --config``; empty if not kept.
     config: Annotated[str, Meta(max_length=MAX_CONFIG)] = ""
+    # Whether the bundle has the float graph, which ``misgnet-export parity`` compares engines with.
+    float_graph: bool = True
     # Product, time and expiry; null if ``misgnet-export sign`` did not prepare the bundle.
     release: Release | None = None
 
@@ -453,6 +455,8 @@ def _contradiction(m: Manifest) -> str | None:
         f"has engines whose files it does not list: {', '.join(unlisted)}": bool(unlisted),
         "has split engines, but no features": split and not m.features,
         "has features, but no split engine": bool(m.features) and not split,
+        "states that it has no float graph, but has an engine in float32": not m.float_graph
+        and any(engine.precision == "float32" for engine in m.engines),
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
         f"has overlap {m.overlap}, which schema 1 does not support": m.schema_version == 1 and m.overlap != 0,
         f"has overlap {m.overlap}, more than 3/4 of its tile": m.overlap > 3 * m.tile // 4,

@@ -48,7 +48,7 @@ def explain(error: Any, context: Any, arguments: Sequence[str]) -> str:
 
 
 def check_bundle(context: Any) -> None:
-    """Raises UsageError if the argument BUNDLE of a valid call is not a bundle, but another argument is one."""
+    """Raises UsageError if the argument BUNDLE of a valid call is not a bundle, but another argument is."""
     bundle = context.params.get("bundle")
     if bundle is None or _is_bundle(bundle):
         return

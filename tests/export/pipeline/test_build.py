@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -98,7 +99,8 @@ def each_bundle(request: pytest.FixtureRequest) -> Path:
 def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[str], *more: object) -> Path:
     output = tmp_path_factory.mktemp("built") / "bundle"
     # Points: with so few tiles, INT8 need not keep 99.9 % of F1.
-    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5, *more]
+    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5]
+    options += ["--resolution", 0.5, *more]
     options += [word for target in targets for word in ("--target", target)]
     result = run("misgnet_export.cli", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -128,6 +130,31 @@ def test_threshold_is_tuned_on_the_validation_tiles(bundle: Path) -> None:
     assert float(number) == manifest.threshold and float(f1) >= float(half) > 0.5
     assert json.loads((bundle / "evidence" / "parity.json").read_text())["threshold"] == manifest.threshold
     assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
+
+
+def test_every_graph_states_what_it_is(bundle: Path) -> None:
+    """The metadata agree with the manifest, also of the parts, and with the tuned threshold."""
+    manifest, found = decode_manifest(bundle / "manifest.json"), {}
+    for path in sorted((bundle / "graphs").glob("*.onnx")):
+        props = {p.key: p.value for p in onnx.load(path).metadata_props}
+        found[path.stem] = props.pop("misgnet_io")
+        assert props.pop("misgnet_name") == manifest.model.name
+        assert props.pop("misgnet_licence") == manifest.licence
+        assert props.pop("misgnet_source_weights_sha256") == manifest.source_weights_sha256
+        assert {key: json.loads(value) for key, value in props.items()} == {
+            "misgnet_version": manifest.bundle_version,
+            "misgnet_bands": ["red", "green", "blue"],
+            "misgnet_scale": 1 / 255,
+            "misgnet_mean": [0.485, 0.456, 0.406],
+            "misgnet_std": [0.229, 0.224, 0.225],
+            "misgnet_resolution": 0.5,
+            "misgnet_threshold": manifest.threshold,
+        }
+    assert found == {
+        name + part: io
+        for name in ("float", "int8_cpu", "int8_tensorrt")
+        for part, io in (("", "pair"), ("_encoder", "encoder"), ("_head", "head"))
+    }
 
 
 def test_overlap_is_measured_on_validation_images(bundle: Path, data: Path) -> None:

@@ -209,7 +209,7 @@ def test_info_names_the_file_and_its_values(run: Any, tmp_path: Path) -> None:
     code, out, _ = run(text, "info", bundle, "--config", "{file}")
     file = tmp_path / "settings" / "run.toml"
     assert code == 0
-    assert out.endswith(f"defaults from {file}:\n  all commands: threads = 1\n  predict: engine = 'x', cog = true\n")
+    assert f"\ndefaults from {file}:\n  all commands: threads = 1\n  predict: engine = 'x', cog = true\n" in out
     code, out, _ = run(text, "--log", "json", "--config", "{file}", "info", bundle)
     assert json.loads(out)["defaults"] == {
         "file": str(file), "options": {"": {"threads": 1}, "predict": {"engine": "x", "cog": True}},
