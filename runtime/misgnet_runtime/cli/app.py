@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -35,7 +37,9 @@ def run_app(app: Callable[[], object]) -> None:
 
     The text of a KeyboardInterrupt is logged; it may say what the command left behind.
     """
-    log.use("text")  # default, until --log is parsed
+    log.use_level(logging.INFO)  # defaults, until the options are parsed
+    log.use_timestamps(False)
+    log.use("text")
     with steady_streams() as check:
         _run(app, check)
 
@@ -112,9 +116,13 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         check_bundle(ctx)
-        if found := defaults_in_force():
-            log.current().debug(f"defaults are read from {found.file}", file=found.file)
-        return super().invoke(ctx)
+        if defaults := defaults_in_force():
+            log.current().debug(f"defaults are read from {defaults.file}", file=defaults.file)
+        started = time.monotonic()
+        found = super().invoke(ctx)
+        seconds = time.monotonic() - started
+        log.current().debug(f"{ctx.info_name} took {seconds:.2f} s", seconds=seconds)
+        return found
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
         return help_page.usage_pieces(self)
