@@ -18,7 +18,7 @@ from misgnet_runtime import log
 from misgnet_runtime.cli import help as help_page
 from misgnet_runtime.cli.completion import COMMAND
 from misgnet_runtime.cli.config import defaults_in_force
-from misgnet_runtime.cli.mistakes import check_bundle, explain, unknown_command
+from misgnet_runtime.cli.mistakes import check_paths, explain, unknown_command
 from misgnet_runtime.cli.standard_streams import steady_streams
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import printable
@@ -115,7 +115,7 @@ class _Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        check_bundle(ctx)
+        check_paths(ctx)
         if defaults := defaults_in_force():
             log.current().debug(f"defaults are read from {defaults.file}", file=defaults.file)
         started = time.monotonic()

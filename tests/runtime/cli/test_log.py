@@ -84,13 +84,13 @@ def test_log_option_is_accepted_before_and_after_the_command(call: Any, words: t
     out, (logged,) = outcome.objects
     assert (outcome.code, out) == (4, [])
     logged.pop("time")
-    message = "/nowhere is not a bundle: it has no manifest.json"
+    message = "/nowhere is not a bundle: there is no such folder"
     assert logged == {"level": "error", "event": "error", "message": message, "kind": "InputError", "exit_code": 4}
 
 
 def test_arguments_after_two_dashes_are_not_options(call: Any) -> None:
     _, (logged,) = call("verify", "--log", "json", "--", "--log").objects
-    assert logged["message"] == "--log is not a bundle: it has no manifest.json"
+    assert logged["message"] == "--log is not a bundle: there is no such folder"
     assert call("verify", "x", "--log").code == 2
 
 
