@@ -23,6 +23,8 @@ app = make_app(
 @app.callback()
 def every_command(
     *,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
     require_signature: arguments.RequireSignature = None,
     allow_older: arguments.AllowOlder = False,
     lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
