@@ -180,8 +180,7 @@ class BuildRequest:
     )
     float_graph: bool = option(
         True,
-        help="Leave the float graph out of the bundle once it has been evaluated: a smaller bundle, which `parity` cannot "
-        "evaluate again.",
+        help="Leave the float graph out of the bundle after its evaluation; then `parity` cannot evaluate the bundle.",
     )
     model: ModelOptions = group(ModelOptions, panel=PANEL)
 
