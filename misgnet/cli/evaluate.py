@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
 from misgnet.cli.options import Bar, Batch, Device, Force, Threshold, TileSide, Weights, check_numbers, need_torch
 from misgnet_runtime.accuracy.metrics import Confusion
-from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing, replace_file, write_file
+from misgnet_runtime.tables import plain_table, print_table
 
 _MAPS_HELP = (
     "Write error maps of the worst tiles to this PNG file (default: the --json path with suffix .png, if given)."
@@ -84,11 +83,11 @@ def _content(tiles: TileSet, counts: Confusion, threshold: float) -> dict[str, f
 
 
 def _print_table(tiles: TileSet, counts: Confusion) -> None:
-    table = Table(
-        "metric", "value", title=f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image pair')}"
-    )
+    table = plain_table(f"{plural(len(tiles), 'tile')} of {plural(len(tiles.sources), 'image pair')}")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
     for name, value in counts.scores().items():
         table.add_row(name, "n/a" if value is None else f"{value:.4f}")
     for name in ("tp", "fp", "fn", "tn"):
         table.add_row(f"{name}, pixels", f"{getattr(counts, name):,}")
-    out_console.print(table)
+    print_table(table)

@@ -12,7 +12,7 @@ from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.errors import UnavailableError, UsageError
 
 Weights = Annotated[Path, typer.Argument(help="Checkpoint: safetensors or any published MISGNet file.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Path of the result.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing result.")]
 TileSide = Annotated[int, typer.Option("--tile", help="Side of a tile in pixels; a multiple of 32.")]
 Batch = Annotated[int, typer.Option("--batch", help="Tiles per inference call.")]

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from misgnet.cli.options import Bar, TileSide
-from misgnet_runtime.cli.app import err_console, out_console
-from misgnet_runtime.formatting import plural, printable
+from misgnet_runtime.cli.app import err_console
+from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
+from misgnet_runtime.tables import plain_table, print_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from misgnet.datasets import PrepareReport
 
 _SHOWN = 20  # skipped files listed by name
@@ -54,22 +55,17 @@ def prepare(
         kept = "nothing was changed" if force else "finished tiles are kept; rerun the command to resume"
         err_console.print(f"interrupted; {kept}", highlight=False)
         raise typer.Exit(130) from None
-    out_console.print(_table(report, output))
+    print_table(_table(report, output))
     for line in _remarks(report):
         current().result([line])
 
 
 def _table(report: PrepareReport, output: Path) -> Table:
     found = "tiles drawn" if report.dataset == "whu" else "image pairs"
-    table = Table(
-        "split",
-        found,
-        "published",
-        "tiles written",
-        "tiles kept",
-        "changed pixels",
-        title=Text(printable(str(output))),
-    )
+    table = plain_table(str(output))
+    table.add_column("split")
+    for name in (found, "published", "tiles written", "tiles kept", "changed pixels"):
+        table.add_column(name, justify="right")
     for split in report.splits:
         published = "n/a" if split.official is None else str(split.official)
         counts = (split.found, published, split.written, split.kept)

@@ -60,9 +60,17 @@ class UnreadableError(InputError):
 
 
 class UnavailableError(MisgnetError):
-    """Reports a device, driver or library that is missing on this machine."""
+    """Reports a device, driver or library that is missing on this machine.
+
+    Attributes:
+        short: The reason in a few words, for lists: "no NVIDIA driver" (default: the message's first clause).
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str = "", *, short: str = "") -> None:
+        super().__init__(message)
+        self.short = short or message.partition(";")[0].partition(": ")[0]
 
 
 class EngineError(UnavailableError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import datetime, timezone
 
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -29,6 +30,24 @@ def format_percent(share: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Formats a count with its noun: ``1 tile``, ``2 tiles``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def by_reason(reasons: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Groups (name, reason) by reason; returns (names, reason), the names joined by commas, in order of appearance."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    return [(", ".join(found), reason) for reason, found in names.items()]
+
+
+def each_reason(reasons: Iterable[tuple[str, str]]) -> str:
+    """Formats (name, reason) as one text that states each reason once: ``a, b: reason; c: another reason``."""
+    return "; ".join(f"{names}: {reason}" for names, reason in by_reason(reasons))
+
+
+def not_here(reasons: Iterable[tuple[str, str]]) -> str:
+    """Formats the engines that cannot run on this machine, each with a short reason, as one line."""
+    return f"not on this machine: {'; '.join(f'{names} ({reason})' for names, reason in by_reason(reasons))}"
 
 
 def truncated(value: float, digits: int) -> str:

@@ -16,6 +16,7 @@ Results go to stdout and all other events to stderr, in both formats. In text, c
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -44,7 +45,15 @@ LogFormat = Literal["text", "json"]
 
 
 class SafeConsole(Console):
-    """A console that escapes control characters in all texts, except line ends."""
+    """A console that escapes control characters in all texts, except line ends.
+
+    With ``NO_COLOR`` it prints no styles at all; Rich on its own would keep bold and dim text.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        if os.environ.get("NO_COLOR"):
+            options.setdefault("color_system", None)
+        super().__init__(**options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(_printable_lines(text), **options)

@@ -75,7 +75,8 @@ def check_processor(needs: Collection[str]) -> None:
     found = ", ".join(f for f in _FEATURES if f in flags) or "no known extension"
     raise UnavailableError(
         f"it needs a processor with {' or '.join(needs)}; this one is {architecture()} with {found}; "
-        "choose an engine built for it"
+        "choose an engine built for it",
+        short=f"needs {' or '.join(needs)}",
     )
 
 

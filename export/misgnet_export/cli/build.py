@@ -15,6 +15,7 @@ from misgnet_runtime.errors import UnavailableError
 from misgnet_runtime.log import current
 from misgnet_runtime.options import check as check_limits
 from misgnet_runtime.options import make, missing
+from misgnet_runtime.tables import print_table
 
 _PANEL = "Options in a file, and checks"
 
@@ -63,9 +64,9 @@ def build(
     from misgnet_export.report import parity_table, stage_table, throughput_table
 
     built = run(request, out_console)
-    out_console.print(stage_table(built.stages))
-    out_console.print(parity_table(built.draft.evidence.parity))
-    out_console.print(throughput_table(built.draft.evidence.timings))
+    print_table(stage_table(built.stages))
+    print_table(parity_table(built.draft.evidence.parity))
+    print_table(throughput_table(built.draft.evidence.timings))
     current().result([f"bundle: {built.bundle}", f"report: {built.report}"])
 
 

@@ -13,6 +13,7 @@ from misgnet_runtime.errors import InputError, UnavailableError, UsageError
 from misgnet_runtime.formatting import printable
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.atomic import refuse_existing
+from misgnet_runtime.tables import print_table
 
 
 def inspect(
@@ -20,7 +21,12 @@ def inspect(
     *,
     picture: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Draw the precision of each graph to this .png or .svg (default: none)."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Draw the precision of each graph to this .png or .svg (default: none).",
+        ),
     ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="Also list the placement rules that applied, with their sources.")
@@ -56,7 +62,7 @@ def inspect(
     for quantization in quantizations:
         tables = [share_table(quantization), block_table(quantization), *([rule_table(quantization)] if why else [])]
         for table in tables:
-            out_console.print(table)
+            print_table(table)
     if picture is not None:
         draw_precision(quantizations, picture, force=force)
         current().result([f"picture: {picture}"])
@@ -75,7 +81,7 @@ def _show_plans(path: Path) -> None:
             "it; build it again with a target such as rtx-sm86"
         )
     for table in plan_tables([decode_plan_record(file, bundle.read(file)) for file in files]):
-        out_console.print(table)
+        print_table(table)
 
 
 def _show_config(path: Path) -> None:

@@ -9,10 +9,11 @@ import typer
 
 from misgnet_runtime.accuracy.limit import requested_limit
 from misgnet_runtime.bundle import GateRule
-from misgnet_runtime.cli.app import err_console, out_console
+from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.storage.atomic import refuse_existing
+from misgnet_runtime.tables import print_table
 
 _PROXY_HELP = "Count an engine that passes only by proxy as passed in the JUnit report (default: as skipped)."
 
@@ -54,6 +55,6 @@ def parity(
         refuse_existing(path, force)
     result = reparity(bundle, evaluation, limit, gate, err_console)
     write_results(result, json_file, junit_file, accept_proxy=accept_proxy, force=force)
-    out_console.print(parity_table(result))
+    print_table(parity_table(result))
     if not result.passed:
         raise GateFailed(result.failures)

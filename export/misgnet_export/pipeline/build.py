@@ -40,6 +40,7 @@ from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.errors import GateFailed
 from misgnet_runtime.raster.dataset import TileSet
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_folder
+from misgnet_runtime.tables import print_table
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,14 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
     context = BuildContext(
-        request=request, root=root, log=log, policy=request.policy, interface=interface, check_tiles=check_tiles,
-        weights_sha256=source.sha256, known=model.known,
+        request=request, root=root, log=log, policy=request.policy, interface=interface, entry=source.entry,
+        check_tiles=check_tiles, weights_sha256=source.sha256, known=model.known,
     )  # fmt: skip
     graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
         context = context.with_threshold(tuned.threshold)
-    graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
+    graphs = split_graphs(context, [write_float(context, graph.model), *_quantize(context, graph, sets)])
     engines, reference = _compile_and_evaluate_reference(context, graphs, model, sets.evaluation)
     warnings = check_declaration(context, source, model, sets.evaluation, reference)
     parity, pictures = evaluate_engines(
@@ -135,7 +136,7 @@ def _quantize(context: BuildContext, graph: FloatGraph, sets: Sets) -> list[Writ
     for recipe, quantized in zip(recipes, found, strict=True):
         graphs.append(write_quantized(context, graph.of(recipe), recipe, quantized))
         if control := graphs[-1].file.control:
-            context.log.console.print(control_table(control))
+            print_table(control_table(control), context.log.console)
     return graphs
 
 
@@ -179,7 +180,7 @@ def _rejected(request: BuildRequest, draft: Draft, log: StageLog) -> GateFailed:
     path = request.output.parent / f"{request.output.name}.rejected"
     with replace_folder(path) as root:
         write_rejected(root, request, draft, log.done)
-    log.console.print(parity_table(draft.evidence.parity))
+    print_table(parity_table(draft.evidence.parity), log.console)
     return GateFailed(
         f"the gate failed, so no bundle was written; the evidence is in {path}: {draft.evidence.parity.failures}"
     )

@@ -180,7 +180,8 @@ class BuildRequest:
     )
     float_graph: bool = option(
         True,
-        help="Leave the float graph out of the bundle after its evaluation; then `parity` cannot evaluate the bundle.",
+        help="Leave the float graph out of the bundle once it has been evaluated: a smaller bundle, which `parity` "
+        "cannot evaluate again.",
     )
     model: ModelOptions = group(ModelOptions, panel=PANEL)
 

@@ -14,9 +14,9 @@ from misgnet_calibration.algorithms.accuracy_control import Phase, Stopped, list
 from misgnet_export.evidence import ControlRecord, StepRecord
 from misgnet_export.report import figures
 from misgnet_export.report.pictures import data_uri
-from misgnet_export.report.tables import cell, plain, plain_table
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.storage.atomic import replace_file
+from misgnet_runtime.tables import cell, plain, plain_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 
 def control_table(record: ControlRecord) -> Table:
-    """Returns a table with one row per step and the result in the caption; fits 80 columns, ignores markup in texts."""
+    """Returns a table with one row per step and the result in the caption; ignores markup in texts."""
     agreement = f", {figures.percent(record.min_agreement)} of pixels equal" if record.min_agreement else ""
     table = plain_table(f"Accuracy control, at most {record.limit_points:g} points lost{agreement}")
     for name, how in COLUMNS.items():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from misgnet_export.evidence import PlanRecord, ProfileRecord
-from misgnet_export.report.tables import cell, plain_table
 from misgnet_runtime.engines.tensorrt.layers import Kernel, Share
+from misgnet_runtime.tables import cell, plain_table
 
 PRECISIONS = {"int8": "INT8", "float16": "FP16", "float32": "FP32", "other": "other"}
 # Columns of the table of plans: heading, and the value as text.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from misgnet_calibration.algorithms.accuracy_control.groups import group_name
-from misgnet_export.report.tables import cell
 from misgnet_runtime.bundle import NodePlacement, Quantization
 from misgnet_runtime.storage.atomic import replace_file
+from misgnet_runtime.tables import cell, plain_table
 
 PRECISIONS = ("int8", "float16", "float32")
 NAMES = {"int8": "INT8", "float16": "FP16", "float32": "FP32"}
@@ -52,7 +52,9 @@ def block_of(node: str) -> str:
 
 def share_table(quantization: Quantization) -> Table:
     """Returns a table with the share of the weights' MACs and the number of operators in each precision."""
-    table = Table("precision", "MACs", "operators", title=cell(f"{quantization.graph} ({quantization.recipe})"))
+    table = plain_table(f"{quantization.graph} ({quantization.recipe})")
+    for name in ("precision", "MACs", "operators"):
+        table.add_column(name, justify="left" if name == "precision" else "right")
     for name, share in quantization.shares().items():
         count = sum(entry.precision == name for entry in quantization.placement)
         table.add_row(NAMES[name], f"{100 * share:.2f} %", str(count))
@@ -61,8 +63,11 @@ def share_table(quantization: Quantization) -> Table:
 
 def block_table(quantization: Quantization) -> Table:
     """Returns a table with one row per block: its share of all MACs, their precision, and its operators."""
-    block_column = Column("block", overflow="fold")  # never truncated, since a truncated name identifies nothing
-    table = Table(block_column, "MACs", *(NAMES[p] for p in PRECISIONS), "operators", title="By block")
+    table = plain_table("By block")
+    table.add_column("block", overflow="fold")
+    for name in ("MACs", *(NAMES[p] for p in PRECISIONS)):
+        table.add_column(name, justify="right")
+    table.add_column("operators")
     found = blocks(quantization.placement)
     whole = max(1, sum(block.total for block in found))
     for block in found:
@@ -74,7 +79,9 @@ def block_table(quantization: Quantization) -> Table:
 
 def rule_table(quantization: Quantization) -> Table:
     """Returns a table of the rules that applied: the number of operators, the reason and its source."""
-    table = Table("rule", "operators", "why", "source", title="Why")
+    table = plain_table("Why")
+    for name in ("rule", "operators", "why", "source"):
+        table.add_column(name, overflow="fold")
     for rule in quantization.rules:
         count = sum(entry.rule == rule.name for entry in quantization.placement)
         table.add_row(*map(cell, (rule.name, str(count), rule.why, rule.source)))

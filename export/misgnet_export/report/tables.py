@@ -1,15 +1,15 @@
-"""Formats the evidence as tables for the terminal; they fit 80 columns, and markup in texts is ignored."""
+"""Formats the evidence as tables for the terminal; markup in texts is ignored."""
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from misgnet_export.report import figures
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
-from misgnet_runtime.formatting import plural, printable
+from misgnet_runtime.formatting import by_reason, plural
 from misgnet_runtime.inference.throughput import Timing
+from misgnet_runtime.tables import cell, plain, plain_table
 
 _PLAIN_RULES = ("F1 drop", "F1 ratio")  # a row shows all that they decide on
 _STYLES = {"pass": "green", "FAIL": "bold red", figures.LEFT_OUT: "yellow"}
@@ -29,7 +29,8 @@ def parity_table(report: ParityReport) -> Table:
         table.add_row(*_parity_row(engine.engine, engine, by_ratio, figures.verdict_word(engine)))
     for engine in report.left_out:
         table.add_row(*_parity_row(figures.name_of_left_out(engine), engine, by_ratio, figures.LEFT_OUT))
-    reasons = [f"{e.engine}: {e.status}: {e.reason}" for e in report.engines if e.status != "run"]
+    others = by_reason((e.engine, f"{e.status}: {e.reason}") for e in report.engines if e.status != "run")
+    reasons = [f"{names}: {reason}" for names, reason in others]
     verdicts = [(e.engine, e.verdict) for e in report.engines if e.verdict]
     rules = [f"{engine}: {verdict.reason}" for engine, verdict in verdicts if verdict.rule not in _PLAIN_RULES]
     out = [(figures.name_of_left_out(e), e.verdict) for e in report.left_out if e.verdict]
@@ -61,22 +62,6 @@ def stage_table(stages: list[tuple[str, float, str]]) -> Table:
     for name, seconds, found in stages:
         table.add_row(cell(name), f"{seconds:.1f}", cell(found))
     return table
-
-
-def plain_table(title: str) -> Table:
-    """Returns a table without lines, with a left-aligned title whose markup is ignored."""
-    heading = Text(plain(title), style="bold")
-    return Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def cell(text: str) -> Text:
-    """Returns a text of a file or user as a cell: markup is ignored, control characters are escaped."""
-    return Text(plain(text))
-
-
-def plain(text: str) -> str:
-    """Escapes like :func:`printable`, with ordinary spaces for the no-break spaces in figures."""
-    return printable(text.replace("\xa0", " "))
 
 
 def _parity_row(name: str, engine: EngineParity, by_ratio: bool, word: str) -> list[Text]:

@@ -1,6 +1,6 @@
 """Implements ``misgnet-run bench`` and prints its report as text. Cheap to import.
 
-The tables fit 80 columns and interpret no markup.
+The tables interpret no markup.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from rich.text import Text
 
 from misgnet_runtime.cli.options import BundlePath, takes_options
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.log import current, is_json, out_console
+from misgnet_runtime.log import current, is_json
 from misgnet_runtime.measure.bench.options import BenchOptions
+from misgnet_runtime.tables import plain_table, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,7 @@ def bench(
         write_file(json_file, encode(report), force=force)
     if not is_json():
         for table in tables(report):
-            out_console.print(table)
+            print_table(table)
     for warning in report.warnings:
         current().warning(warning)
     current().result(list(lines(report)), **asdict(report))
@@ -69,13 +70,14 @@ def tables(report: BenchReport) -> list[Table]:
 
 def lines(report: BenchReport) -> Iterator[str]:
     """Yields the lines below the tables: machine, method, engines not run and why, device state, power and scene."""
+    from misgnet_runtime.inference.comparison import lines_of_not_run
     from misgnet_runtime.machine import machine_line
 
     conditions = report.conditions
     yield machine_line(conditions.machine)
     yield _method(report)
     yield from (f"{engine.engine} runs on {engine.device}" for engine in report.engines)
-    yield from (f"{engine.engine}: not run: {engine.reason}" for engine in report.not_run)
+    yield from lines_of_not_run(report.not_run)
     if conditions.power_modes[0]:
         yield f"power mode {conditions.power_modes[0]} before, {conditions.power_modes[1]} after"
     yield from _states(conditions)
@@ -119,11 +121,7 @@ def _energies(report: BenchReport) -> Table:
 
 
 def _table(title: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    heading = Text(title, style="bold")
-    table = Table(title=heading, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table(title)
     table.add_column("Engine", overflow="fold", min_width=10)
     table.add_column("Batch,\nstreams", justify="right", no_wrap=True)
     return table

@@ -2,81 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 from rich.markup import escape
-from rich.table import Column, Table
 
 from misgnet_runtime.cli.options import BundlePath
-from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.formatting import printable, truncated
+from misgnet_runtime.formatting import not_here, printable, truncated
 from misgnet_runtime.log import current, is_json, out_console
+from misgnet_runtime.tables import plain_table, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from misgnet_runtime.bundle.manifest import EngineEntry, Manifest
+    from misgnet_runtime.bundle.manifest import Manifest
     from misgnet_runtime.bundle.quantization import Quantization
     from misgnet_runtime.bundle.reader import Bundle
+    from misgnet_runtime.bundle.signing.verify import Signed
     from misgnet_runtime.inference.choice import Choice
+    from misgnet_runtime.inference.engines_here import EngineHere, Selected
     from misgnet_runtime.inference.tuned import OptimiseFor, Tuning
 
-_NOT_RUN = "does not run: "
 _SOURCES = {"misgnet": "MISGNet checkpoint", "onnx": "ONNX file", "pytorch": "PyTorch factory"}
 _FORMS = {"pair": "two inputs", "stacked": "stacked channels", "time": "a time axis"}
 
 
 def info(bundle: BundlePath) -> None:
-    """Show a bundle's contents, which of its engines run on this machine, and why the others do not."""
+    """Show which engine runs on this machine, why the others do not, and a bundle's contents."""
     if is_json():
-        current().result([f"bundle {bundle}"], **bundle_figures(bundle))
+        found = _read(bundle)
+        current().result([f"bundle {bundle}: {_auto_line(found.auto)}"], **_figures(found))
     else:
         print_info(bundle, out_console)
 
 
-class _Selected(msgspec.Struct, frozen=True):
-    """The engine that auto selects."""
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A bundle, and what was found out about it on this machine."""
 
-    engine: str
-    reason: str
+    bundle: Bundle
+    engines: list[EngineHere]  # fastest first
+    tuning: Tuning | None
+    choice: Choice | None
+    auto: dict[OptimiseFor, Selected]  # by workload
 
 
-def print_info(path: Path, console: Console) -> None:
-    """Checks the digests, then prints engines, quantization, files and whether each engine opens here."""
-    from misgnet_runtime.accuracy.limit import limit_of
+def _read(path: Path) -> _Found:
+    """Checks the digests, and opens each engine."""
     from misgnet_runtime.bundle.reader import read_bundle
     from misgnet_runtime.inference.choice import kept_choice
-    from misgnet_runtime.inference.selection import ranked_here
+    from misgnet_runtime.inference.engines_here import engines_here, selected_here
     from misgnet_runtime.inference.tuned import kept
 
     bundle = read_bundle(path)
-    m = bundle.manifest
-    for line in (
-        f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}",
-        *model_lines(m),
-        f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})",
-        f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}",
-        f"gate: {limit_of(m).describe(m.gate)}",
-    ):
-        console.print(printable(line), soft_wrap=True, markup=False)
-    if bundle.signed:
-        console.print(printable(bundle.signed.describe()), soft_wrap=True, markup=False)
-    entries = ranked_here(bundle)
-    console.print(_engines(bundle, entries))
     tuning, choice = kept(bundle), kept_choice(bundle)
-    here = _here(bundle, entries, tuning)
-    for entry in entries:
-        line = f"{entry.name}, for {_made_for(entry)}: {here[entry.name]}"
-        console.print(printable(line), soft_wrap=True, markup=False)
-    for line in _choice_lines(choice) if choice else ():
-        console.print(printable(line), soft_wrap=True, markup=False)
-    if auto := _auto(bundle, here, tuning, choice):
-        console.print(printable(_auto_line(auto)), soft_wrap=True, markup=False)
-    console.print(_precisions(bundle))
-    console.print(_files(bundle))
+    engines = engines_here(bundle, tuning)
+    auto = selected_here(bundle, engines, tuning, choice)
+    return _Found(bundle=bundle, engines=engines, tuning=tuning, choice=choice, auto=auto)
+
+
+def print_info(path: Path, console: Console) -> None:
+    """Prints what auto selects here, which engines run here, and the engines, quantization and files of a bundle."""
+    found = _read(path)
+    choice = _choice_lines(found.choice) if found.choice else ()
+    for line in (*_summary(path, found), *_running(found), *choice, ""):
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
+    for engine in found.engines:
+        if engine.detail:
+            current().debug(f"{engine.name}, for {engine.made_for}: {engine.detail}")
+    print_table(_engines(found.engines), console)
+    print_table(_precisions(found.bundle), console)
+    print_table(_files(found.bundle), console)
+
+
+def _summary(path: Path, found: _Found) -> Iterator[str]:
+    from misgnet_runtime.accuracy.limit import limit_of
+
+    m = found.bundle.manifest
+    yield _auto_line(found.auto)
+    if elsewhere := [(engine.name, engine.reason) for engine in found.engines if engine.reason]:
+        yield not_here(elsewhere)
+    yield f"bundle {path}, version {m.bundle_version}, created {m.created}, licence: {m.licence}"
+    yield from model_lines(m)
+    yield f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})"
+    yield f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}"
+    yield f"gate: {limit_of(m).describe(m.gate)}"
+    if found.bundle.signed:
+        yield found.bundle.signed.describe()
+
+
+def _auto_line(auto: dict[OptimiseFor, Selected]) -> str:
+    if not auto:
+        return "auto selects no engine: none of this bundle runs on this machine"
+    one, many = auto["latency"], auto["throughput"]
+    if one == many:
+        return f"auto selects {many.engine}: {many.reason}"
+    return f"auto selects {one.engine} for one pair ({one.reason}), and {many.engine} for many pairs ({many.reason})"
 
 
 def model_lines(m: Manifest) -> Iterator[str]:
@@ -93,62 +117,54 @@ def model_lines(m: Manifest) -> Iterator[str]:
     yield f"reads {m.interface.pixels}{bands}{trained}"
 
 
-def bundle_figures(path: Path) -> dict[str, object]:
-    """Returns the fields of the result event: manifest, what opens here in ranked order, what was chosen and why."""
-    from misgnet_runtime.bundle.reader import read_bundle
-    from misgnet_runtime.inference.choice import kept_choice
-    from misgnet_runtime.inference.selection import ranked_here
-    from misgnet_runtime.inference.tuned import kept
+def bundle_figures(path: Path) -> dict[str, Any]:
+    """Returns the fields of the result event: manifest, engines in ranked order, what was chosen and why."""
+    return _figures(_read(path))
 
-    bundle = read_bundle(path)
-    tuning, choice = kept(bundle), kept_choice(bundle)
-    here = _here(bundle, ranked_here(bundle), tuning)
-    signed = bundle.signed.describe() if bundle.signed else None
-    auto = _auto(bundle, here, tuning, choice)
+
+def _figures(found: _Found) -> dict[str, Any]:
+    signed = found.bundle.signed
     return {
-        "bundle": path, "manifest": bundle.manifest, "here": here, "choice": choice, "auto": auto, "signed": signed,
+        "bundle": found.bundle.path, "auto": found.auto, "engines": found.engines, "choice": found.choice,
+        "signed": signed and _signed(signed), "manifest": found.bundle.manifest,
     }  # fmt: skip
 
 
-def _engines(bundle: Bundle, entries: list[EngineEntry]) -> Table:
-    from misgnet_runtime.bundle.results import EngineResult, engine_results
+def _signed(signed: Signed) -> dict[str, Any]:
+    issue = signed.issue
+    return {
+        "signer": signed.signer.description, "fingerprint": signed.signer.fingerprint, "product": issue.product,
+        "version": issue.version.number, "time": issue.version.signed, "expires": issue.expires,
+        "files": len(signed.digests),
+    }  # fmt: skip
 
-    columns = (_whole("engine"), "precision", "split", "F1", "ratio", "drop, points")
-    table = Table(*columns, title="Engines, fastest first")
-    results = engine_results(bundle)
-    for entry in entries:
-        result = results.get(entry.name, EngineResult(entry.name))
-        f1, drop = _number(result.f1, 4), _number(result.f1_drop_points, 3)
-        ratio = "n/a" if result.f1_ratio is None else truncated(result.f1_ratio, 5)
-        split = "yes" if entry.split else "no"
-        table.add_row(escape(entry.name), escape(entry.precision), split, f1, ratio, drop)
+
+def _engines(engines: Sequence[EngineHere]) -> Table:
+    table = plain_table("Engines, fastest first")
+    for name in ("engine", "precision", "split"):
+        table.add_column(name)
+    for name in ("F1", "F1 ratio", "F1 drop,\npoints"):
+        table.add_column(name, justify="right")
+    for engine in engines:
+        f1, drop = _number(engine.f1, 4), _number(engine.f1_drop_points, 3)
+        ratio = "n/a" if engine.f1_ratio is None else truncated(engine.f1_ratio, 5)
+        split = "yes" if engine.split else "no"
+        table.add_row(escape(engine.name), escape(engine.precision), split, f1, ratio, drop)
     return table
 
 
-def _made_for(entry: EngineEntry) -> str:
-    """Returns the GPUs and the platform of a plan, or the CPU features that the engine needs."""
-    if entry.kind == "onnxruntime-cuda":
-        return "any GPU that CUDA and onnxruntime-gpu support"
-    gpus = ", ".join(entry.compute_capabilities)
-    if entry.on_device:
-        return f"{gpus or 'any GPU that TensorRT supports'}{'' if entry.platform == 'any' else f' on {entry.platform}'}"
-    return f"{gpus} on {entry.platform}" if gpus else " or ".join(entry.needs) or "any processor"
-
-
-def _here(bundle: Bundle, entries: list[EngineEntry], tuning: Tuning | None) -> dict[str, str]:
-    """Returns, by engine, whether it opens on this machine, and its tuned settings."""
-    from misgnet_runtime.engines.options import ExecutionOptions
-    from misgnet_runtime.inference.selection import open_detector
-
-    found = {}
-    for entry in entries:
-        try:
-            with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
-                words = f"runs on {detector.engine.device}", *detector.engine.notes, *_tuned(tuning, entry)
-                found[entry.name] = "; ".join(words)
-        except UnavailableError as error:
-            found[entry.name] = f"{_NOT_RUN}{error}"
-    return found
+def _running(found: _Found) -> Iterator[str]:
+    """Yields one line per engine that runs here: its device, what it lacks, and its tuned settings."""
+    tuning = found.tuning
+    for engine in found.engines:
+        if engine.runs:
+            words = [f"{engine.name}, for {engine.made_for}: runs on {engine.device}", *engine.notes]
+            if tuning and engine.tuned:
+                words.append(f"tuned here for many pairs: {engine.tuned.describe()}")
+                workloads = (("for one pair", tuning.latency), ("for many pairs", tuning.throughput))
+                if fastest := " and ".join(workload for workload, name in workloads if name == engine.name):
+                    words.append(f"measured fastest here {fastest}")
+            yield "; ".join(words)
 
 
 def _choice_lines(choice: Choice) -> Iterator[str]:
@@ -158,43 +174,12 @@ def _choice_lines(choice: Choice) -> Iterator[str]:
     yield from (f"  {line}" for line in choice.lines())
 
 
-def _auto(bundle: Bundle, here: dict[str, str], tuning: Tuning | None, choice: Choice | None) -> dict[str, _Selected]:
-    """Returns the engine that auto selects by workload: latency and throughput; empty if no engine runs here."""
-    from misgnet_runtime.inference.selection import automatic
-    from misgnet_runtime.inference.tuned import Tuned
-
-    found: dict[str, _Selected] = {}
-    workloads: tuple[OptimiseFor, ...] = ("latency", "throughput")
-    for workload in workloads:
-        for entry, reason in automatic(bundle, Tuned(workload, tuning), choice):
-            if not here[entry.name].startswith(_NOT_RUN):
-                found[workload] = _Selected(entry.name, reason)
-                break
-    return found
-
-
-def _auto_line(auto: dict[str, _Selected]) -> str:
-    one, many = auto["latency"], auto["throughput"]
-    if one == many:
-        return f"--engine auto selects {many.engine} ({many.reason})"
-    return (
-        f"--engine auto selects {one.engine} for one pair ({one.reason}), and {many.engine} for many pairs "
-        f"({many.reason})"
-    )
-
-
-def _tuned(tuning: Tuning | None, entry: EngineEntry) -> Iterator[str]:
-    setting = tuning and tuning.setting(entry.name, "throughput")
-    if tuning and setting:
-        yield f"tuned here for many pairs: {setting.describe()}"
-        workloads = (("for one pair", tuning.latency), ("for many pairs", tuning.throughput))
-        if fastest := " and ".join(workload for workload, engine in workloads if engine == entry.name):
-            yield f"measured fastest here {fastest}"
-
-
 def _precisions(bundle: Bundle) -> Table:
-    columns = ("INT8, %", "FP16, %", "FP32, %", "INT8 nodes", _whole("calibrator"))
-    table = Table(_whole("graph"), *columns, title="MACs with weights, by precision")
+    table = plain_table("MACs with weights, by precision")
+    table.add_column("graph")
+    for name in ("INT8, %", "FP16, %", "FP32, %", "INT8\nnodes"):
+        table.add_column(name, justify="right")
+    table.add_column("calibrator")
     for q in bundle.manifest.quantization:
         name = q.graph.removeprefix("graphs/").removesuffix(".onnx")
         table.add_row(escape(name), *_shares(q), str(q.quantized_nodes), escape(q.calibrator))
@@ -209,15 +194,14 @@ def _shares(q: Quantization) -> list[str]:
 
 
 def _files(bundle: Bundle) -> Table:
-    table = Table(_whole("file"), "role", "MB", "SHA-256", title="Files")
+    table = plain_table("Files")
+    table.add_column("file")
+    table.add_column("role")
+    table.add_column("MB", justify="right")
+    table.add_column("SHA-256")
     for entry in bundle.manifest.files:
         table.add_row(escape(entry.path), escape(entry.role), f"{entry.size / 1e6:.2f}", entry.sha256[:12])
     return table
-
-
-def _whole(name: str) -> Column:
-    """Returns a column whose entries are never truncated."""
-    return Column(name, no_wrap=True)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 
 from misgnet_runtime.bundle.signing.policy import POLICY_VARIABLE, SYSTEM_POLICY, VARIABLE, use_allow_older, use_key
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.log import LogFormat, use
 from misgnet_runtime.options import Stated, bare, is_options, make, stated
 from misgnet_runtime.storage.lock import use_lock_timeout
@@ -51,17 +52,33 @@ LockTimeout = Annotated[
 
 
 def print_version(context: typer.Context, wanted: bool) -> None:
-    """Prints the program's name and the package's version, and ends the command, if ``wanted``."""
-    if wanted:
-        from misgnet_runtime import __version__
-
-        typer.echo(f"{context.find_root().command.name} {__version__}")
+    """Prints the program's name, the versions of the package, of Python and of the engines, and ends the command."""
+    if wanted and not context.resilient_parsing:  # a shell completes the rest of the line
+        typer.echo(f"{context.find_root().command.name} {_versions()}")
         raise typer.Exit
 
 
+def _versions() -> str:
+    """Returns versions as the installed distributions state them, without importing an engine's library."""
+    import platform
+
+    from misgnet_runtime import __version__
+    from misgnet_runtime.engines import LIBRARIES
+    from misgnet_runtime.machine import installed_versions
+
+    found = installed_versions(name for names in LIBRARIES.values() for name in names)
+    engines = ", ".join(f"{name} {version}" for name, version in found.items()) or "none found"
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"{__version__} ({system}; engines: {engines})"
+
+
 Version = Annotated[
-    bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
-]
+    bool,
+    typer.Option(
+        "--version", help="Print the versions of this program, of Python and of the engines found, and exit.",
+        callback=print_version, is_eager=True,
+    ),
+]  # fmt: skip
 
 
 class Given(dict[str, Any]):
@@ -137,6 +154,7 @@ def _parameter(one: Stated, **more: Any) -> Parameter:
     more |= {
         "help": about.help, "metavar": about.metavar, "rich_help_panel": about.panel, "envvar": about.envvar,
         "show_default": True if show is None else show or False,
+        "autocompletion": engine_names if one.name == "engine" else None,
     }  # fmt: skip
     names = [about.short, one.flag] if about.short else [one.flag]
     info = typer.Argument(**more) if about.positional else typer.Option(*names, **more)

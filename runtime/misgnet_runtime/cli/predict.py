@@ -35,6 +35,7 @@ def predict(
         typer.Option(
             "-o",
             "--output",
+            metavar="FILE",
             help="File to write: .png for a mask of 0 and 255, .tif for a georeferenced change map. "
             "For two folders, the folder of the masks or maps.",
         ),

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.cli.options import BundlePath
-from misgnet_runtime.log import current, is_json, out_console
+from misgnet_runtime.log import current, is_json
+from misgnet_runtime.tables import plain_table, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +32,7 @@ def tune(
             "--engine",
             help="Engine to measure; may be repeated. Later commands then choose among these.",
             show_default="all engines that run here",
+            autocompletion=engine_names,
         ),
     ] = None,
     minutes: Annotated[
@@ -61,14 +64,12 @@ def tune(
     if json_file is not None:
         write_file(json_file, encode(report), force=force)
     if not is_json():
-        out_console.print(table(report.tuning))
+        print_table(table(report.tuning))
     current().result(list(lines(report)), **asdict(report))
 
 
 def table(tuning: Tuning) -> Table:
-    """Returns the table of all measurements, fastest first. It fits 80 columns and interprets no markup."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    """Returns the table of all measurements, fastest first. It interprets no markup."""
     from rich.text import Text
 
     rounds = min(len(each.rounds) for each in tuning.measurements)
@@ -76,9 +77,8 @@ def table(tuning: Tuning) -> Table:
         f"Medians of {rounds} alternating rounds. Ratio: speed relative to {_name(tuning.measurements[0])}. Spread: "
         "interquartile range of the rounds' ratios. If named: when chosen with --engine."
     )
-    found = Table(
-        caption=Text(caption, style="dim"), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    found = plain_table("Speed of each engine and setting")
+    found.caption = Text(caption, style="dim")
     found.add_column("Engine", overflow="fold")
     for name in ("Streams", "Batch", "Pairs/s", "Ratio", "Spread, %"):
         found.add_column(name, justify="right", no_wrap=True)
@@ -92,12 +92,14 @@ def table(tuning: Tuning) -> Table:
 
 def lines(report: TuneReport) -> Iterator[str]:
     """Yields the settings that later commands use, and each engine not measured, with the reason."""
+    from misgnet_runtime.inference.comparison import lines_of_not_run
+
     for workload in ("one pair", "many pairs"):
         for each in report.tuning.measurements:
             if workload in _chosen_for(report.tuning, each):
                 yield f"for {workload}: {_name(each)}, {each.pairs_per_second:.2f} pairs/s"
     yield f"saved in {report.file}"
-    yield from (f"{engine.engine}: not measured: {engine.reason}" for engine in report.not_run)
+    yield from lines_of_not_run(report.not_run)
 
 
 def _name(measurement: Measurement) -> str:

@@ -41,19 +41,23 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if _CUDA not in onnxruntime.get_available_providers():
             raise UnavailableError(
                 f"the installed onnxruntime {onnxruntime.__version__} has no CUDA provider; replace it: "
-                "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'",
+                short="onnxruntime without CUDA",
             )
         load_messages = _load_libraries()
         try:
             super().__init__(graph, max_batch, execution, name=name)
         except InputError as error:
             OnnxRuntimeEngine(graph, max_batch, name=name).close()  # raises if the graph itself is the problem
-            raise UnavailableError(f"onnxruntime cannot use the GPU: {one_line(str(error))}") from error
+            raise UnavailableError(
+                f"onnxruntime cannot use the GPU: {one_line(str(error))}", short="onnxruntime cannot use a GPU"
+            ) from error
         if (found := self._session.get_providers()[0]) != _CUDA:
             self.close()
             raise UnavailableError(
                 f"onnxruntime was asked to use a GPU but selected {found}; install the driver, CUDA and cuDNN in the "
-                f"versions that it was built for{': ' if load_messages else ''}{load_messages}"
+                f"versions that it was built for{': ' if load_messages else ''}{load_messages}",
+                short="onnxruntime cannot use a GPU",
             )
 
     def _infer(self, context: None, arrays: Arrays, batch: int) -> Arrays:

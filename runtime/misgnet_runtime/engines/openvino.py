@@ -34,7 +34,8 @@ def load_openvino() -> Any:
     except (ImportError, OSError) as error:  # OSError: the wheel is installed, one of its libraries is not
         raise UnavailableError(
             f"OpenVINO was requested, but importing openvino failed: {error}; "
-            "install it with: pip install 'misgnet-export[openvino]'"
+            "install it with: pip install 'misgnet-export[openvino]'",
+            short="OpenVINO is not installed",
         ) from error
     return openvino
 
@@ -84,7 +85,10 @@ class OpenVinoEngine(Engine):
         core = openvino.Core()
         wanted = "bf16" if "bf16" in precision else "f32"  # for an INT8 graph: of the layers that are not quantized
         if wanted == "bf16" and not computes_bf16(core):
-            raise UnavailableError("OpenVINO does not compute in BF16 on this processor; choose another engine")
+            raise UnavailableError(
+                "OpenVINO does not compute in BF16 on this processor; choose another engine",
+                short="no BF16 on this processor",
+            )
         try:
             compiled, self.inputs, self.outputs = _open(
                 openvino, core, graph, compile_options(wanted, execution), cached
@@ -168,7 +172,10 @@ def _check_type(compiled: Any, wanted: str) -> None:
     """Raises UnavailableError if OpenVINO replaced the precision ``wanted``, which it does without an error."""
     found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if found != wanted:
-        raise UnavailableError(f"OpenVINO was asked to compute in {wanted} but uses {found} on this processor")
+        raise UnavailableError(
+            f"OpenVINO was asked to compute in {wanted} but uses {found} on this processor",
+            short=f"no {wanted} on this processor",
+        )
 
 
 def fix_batch(openvino: Any, model: Any) -> None:

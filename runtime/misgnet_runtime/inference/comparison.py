@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import ExecutionOptions, batch_for_scenes, streams_for_scenes
-from misgnet_runtime.errors import MisgnetError, UsageError
+from misgnet_runtime.errors import EngineError, MisgnetError, UnavailableError, UsageError
+from misgnet_runtime.formatting import not_here
 from misgnet_runtime.inference.throughput import Task, measure, task_of
 from misgnet_runtime.inference.tuned import Measurement, Setting
 from misgnet_runtime.log import EventLog
@@ -42,6 +43,21 @@ class NotRun(Struct, frozen=True):
     engine: str
     # Why it is not measured.
     reason: str
+    # The same in a few words, if it cannot run on this machine; empty: it ran and failed.
+    short: str = ""
+
+    @classmethod
+    def of(cls, engine: str, error: MisgnetError) -> NotRun:
+        if isinstance(error, UnavailableError) and not isinstance(error, EngineError):
+            return cls(engine, str(error), error.short)
+        return cls(engine, str(error))
+
+
+def lines_of_not_run(engines: Sequence[NotRun]) -> Iterator[str]:
+    """Yields one line for the engines that cannot run on this machine, and one for each that ran and failed."""
+    if elsewhere := [(each.engine, each.short) for each in engines if each.short]:
+        yield not_here(elsewhere)
+    yield from (f"{each.engine}: not measured: {each.reason}" for each in engines if not each.short)
 
 
 def usual_setting(entry: EngineEntry, max_batch: int) -> Setting:

@@ -13,9 +13,11 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import DEFAULT_EXECUTION, Engine, ExecutionOptions, open_engine_file
 from misgnet_runtime.errors import InputError, UnavailableError
+from misgnet_runtime.formatting import each_reason, not_here
 from misgnet_runtime.inference.choice import PLANS, Choice, kept_choice
 from misgnet_runtime.inference.detector import ChangeDetector
 from misgnet_runtime.inference.tuned import OptimiseFor, ResolvedOptions, Tuned
+from misgnet_runtime.log import current
 from misgnet_runtime.machine import describe_machine
 
 # (kind, is INT8), the fastest first: plans for a GPU (their order by precision: _int8_first), graphs on a GPU (ONNX
@@ -226,6 +228,8 @@ def first_that_opens(
 ) -> tuple[Runnable, EngineEntry, str]:
     """Opens the first of ``candidates`` that runs here; returns what ``open_one`` returned, the entry and the reason.
 
+    Logs those before it, with a short reason each, as one note.
+
     Args:
         candidates: In order of preference.
         open_one: Opens an engine; UnavailableError moves on to the next one.
@@ -233,14 +237,17 @@ def first_that_opens(
     Raises:
         UnavailableError: No engine runs; the message has the reason for each.
     """
-    refused: list[tuple[str, UnavailableError]] = []
+    refused: dict[str, UnavailableError] = {}
     for entry, reason in candidates:
         try:
             opened = open_one(entry)
         except UnavailableError as error:
-            refused.append((entry.name, error))
+            refused[entry.name] = error
             continue
-        return opened, entry, reason + "".join(f"; {name} does not run: {error}" for name, error in refused)
+        if refused:
+            current().info(not_here((name, error.short) for name, error in refused.items()))
+        return opened, entry, reason
     if len(refused) == 1:
-        raise refused[0][1]
-    raise UnavailableError("no engine runs here: " + "; ".join(f"{name}: {error}" for name, error in refused))
+        raise next(iter(refused.values()))
+    reasons = each_reason((name, str(error)) for name, error in refused.items())
+    raise UnavailableError(f"no engine runs here: {reasons}")

@@ -13,6 +13,7 @@ from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.callables import Predict
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import GateFailed, UnavailableError
+from misgnet_runtime.formatting import each_reason, not_here
 from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import DetectorOpener, open_detector
 from misgnet_runtime.inference.split_detector import open_split
@@ -36,15 +37,17 @@ def verify_bundle(path: Path, engine: str | None = None) -> Iterator[str]:
     if bundle.signed:
         yield bundle.signed.describe()
     golden = golden_of(bundle)
-    refused: list[str] = []
+    refused: dict[str, UnavailableError] = {}
     for entry in entries:
         try:
             yield check_golden(bundle, entry, golden)
         except UnavailableError as error:
-            refused.append(f"{entry.name}: {error}")
-            yield f"{entry.name}: not run: {error}"
+            refused[entry.name] = error
     if len(refused) == len(entries):
-        raise UnavailableError(f"no engine was checked against the golden tiles: {'; '.join(refused)}")
+        reasons = each_reason((name, str(error)) for name, error in refused.items())
+        raise UnavailableError(f"no engine was checked against the golden tiles: {reasons}")
+    if refused:
+        yield not_here((name, error.short) for name, error in refused.items())
 
 
 def check_golden(

@@ -11,7 +11,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.engines import MOST_STREAMS, batch_for_scenes, is_on_cpu, streams_for_scenes
 from misgnet_runtime.errors import GateFailed, MisgnetError, UnavailableError
-from misgnet_runtime.formatting import timestamp
+from misgnet_runtime.formatting import each_reason, timestamp
 from misgnet_runtime.inference.comparison import Candidate, NotRun, check_minutes, choose, compare, usual_setting
 from misgnet_runtime.inference.selection import ranked_here
 from misgnet_runtime.inference.self_test import check_golden
@@ -126,10 +126,10 @@ def _find_candidates(
             found += [Candidate(entry, setting) for setting in settings]
     if refused and (required or not found):
         kind = next((type(e) for e in refused.values() if isinstance(e, GateFailed)), UnavailableError)
-        reasons = "; ".join(f"{name}: {error}" for name, error in refused.items())
+        reasons = each_reason((name, str(error)) for name, error in refused.items())
         which = "a requested engine cannot" if required else "no engine can"
         raise kind(f"{which} be measured here: {reasons}")
-    return found, [NotRun(name, str(error)) for name, error in refused.items()]
+    return found, [NotRun.of(name, error) for name, error in refused.items()]
 
 
 def _measure(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -98,7 +99,8 @@ def each_bundle(request: pytest.FixtureRequest) -> Path:
 def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[str], *more: object) -> Path:
     output = tmp_path_factory.mktemp("built") / "bundle"
     # Points: with so few tiles, INT8 need not keep 99.9 % of F1.
-    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5, *more]
+    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5]
+    options += ["--resolution", 0.5, *more]
     options += [word for target in targets for word in ("--target", target)]
     result = run("misgnet_export.cli", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -130,6 +132,31 @@ def test_threshold_is_tuned_on_the_validation_tiles(bundle: Path) -> None:
     assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
 
 
+def test_every_graph_states_what_it_is(bundle: Path) -> None:
+    """The metadata agree with the manifest, also of the parts, and with the tuned threshold."""
+    manifest, found = decode_manifest(bundle / "manifest.json"), {}
+    for path in sorted((bundle / "graphs").glob("*.onnx")):
+        props = {p.key: p.value for p in onnx.load(path).metadata_props}
+        found[path.stem] = props.pop("misgnet_io")
+        assert props.pop("misgnet_name") == manifest.model.name
+        assert props.pop("misgnet_licence") == manifest.licence
+        assert props.pop("misgnet_source_weights_sha256") == manifest.source_weights_sha256
+        assert {key: json.loads(value) for key, value in props.items()} == {
+            "misgnet_version": manifest.bundle_version,
+            "misgnet_bands": ["red", "green", "blue"],
+            "misgnet_scale": 1 / 255,
+            "misgnet_mean": [0.485, 0.456, 0.406],
+            "misgnet_std": [0.229, 0.224, 0.225],
+            "misgnet_resolution": 0.5,
+            "misgnet_threshold": manifest.threshold,
+        }
+    assert found == {
+        name + part: io
+        for name in ("float", "int8_cpu", "int8_tensorrt")
+        for part, io in (("", "pair"), ("_encoder", "encoder"), ("_head", "head"))
+    }
+
+
 def test_overlap_is_measured_on_validation_images(bundle: Path, data: Path) -> None:
     manifest = decode_manifest(bundle / "manifest.json")
     assert [one.overlap for one in manifest.overlaps] == [0, TILE // 16, TILE // 8, TILE // 4, TILE // 2]
@@ -137,7 +164,7 @@ def test_overlap_is_measured_on_validation_images(bundle: Path, data: Path) -> N
     assert all(one.f1 > 0.5 and one.seam_agreement > 0.9 for one in manifest.overlaps)
     assert re.search(r"F1 at most 0.2 points .*; cpu\S* on 3 of 3 validation images, 0.2 mega", manifest.overlap_from)
     assert "Seam agreement" in (bundle / "evidence" / "report.html").read_text()
-    assert f"overlap {manifest.overlap} px" in run("misgnet_runtime.cli", "info", bundle).stdout
+    assert f"overlap {manifest.overlap} px" in run("misgnet_runtime", "info", bundle).stdout
 
 
 def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: Path) -> None:
@@ -152,7 +179,7 @@ def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: P
         assert engine.split.encoder == f"{whole[0]}_encoder.{whole[2]}"
         assert engine.split.head == f"{whole[0]}_head.{whole[2]}"
     assert manifest.file("head graph for cpu").precision == "int8"
-    result = run("misgnet_runtime.cli", "verify", each_bundle)
+    result = run("misgnet_runtime", "verify", each_bundle)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("cpu")]
     assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
@@ -185,9 +212,9 @@ def test_gate_of_the_device_agrees_with_the_build(bundle: Path, data: Path) -> N
 
 
 def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
-    result = run("misgnet_runtime.cli", "compile", bundle)
+    result = run("misgnet_runtime", "compile", bundle)
     assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
-    result = run("misgnet_runtime.cli", "info", bundle)
+    result = run("misgnet_runtime", "info", bundle)
     assert "jetson-orin-int8, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
@@ -253,7 +280,7 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
     masks = {}
     for engine in ("cpu", "cpu-float32"):
         out = tmp_path / f"{engine}.png"
-        assert run("misgnet_runtime.cli", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
+        assert run("misgnet_runtime", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
         masks[engine] = read_image_mask(out)
     out, threshold = tmp_path / "torch.png", decode_manifest(bundle / "manifest.json").threshold
     same = ["--tile", TILE, "--threshold", threshold]

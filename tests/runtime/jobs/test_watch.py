@@ -496,7 +496,7 @@ def test_an_interrupted_retry_is_resumed(workspace: Workspace, monkeypatch: pyte
 def watching(workspace: Workspace, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a watcher in a child process until the block ends, then stops it with SIGTERM."""
     command = [
-        sys.executable, "-m", "misgnet_runtime.cli", "watch", workspace.bundle, workspace.folder, "-o", workspace.out,
+        sys.executable, "-m", "misgnet_runtime", "watch", workspace.bundle, workspace.folder, "-o", workspace.out,
         "--poll", "0.02", "--settle", "0.3", "--log", "json", *words,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}

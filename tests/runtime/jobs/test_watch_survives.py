@@ -196,7 +196,7 @@ def test_files_of_absurd_sizes_fail_at_once(workspace: Workspace) -> None:
     sparse(workspace.folder / "behind_after.png", (workspace.folder / "behind_after.png").read_bytes())
     sparse(workspace.folder / "nothing_before.png")
     sparse(raster, raster.read_bytes())
-    command = [sys.executable, "-m", "misgnet_runtime.cli", *workspace.words("--once")]
+    command = [sys.executable, "-m", "misgnet_runtime", *workspace.words("--once")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
     bad = ["behind", "declared", "none", "nothing", "raster"]
@@ -631,7 +631,7 @@ def test_conditions_do_not_depend_on_the_hash_seed(workspace: Workspace) -> None
     """The order of sets differs between processes; if it were journaled, no interrupted scene would be resumed."""
     for seed in "1234":
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-m", "misgnet_runtime.cli", *workspace.words("--once")]
+        command = [sys.executable, "-m", "misgnet_runtime", *workspace.words("--once")]
         subprocess.run(command, env=environment, check=True, capture_output=True)
     assert [entry["type"] for entry in workspace.journal()] == ["started"]
 
@@ -784,7 +784,7 @@ def test_the_command_runs_pairs_in_a_child_process(workspace: Workspace, capsys:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_child_process_exits_with_the_watcher(workspace: Workspace, number: int) -> None:
-    command = [sys.executable, "-m", "misgnet_runtime.cli", *workspace.words("--max-seconds", 60)]
+    command = [sys.executable, "-m", "misgnet_runtime", *workspace.words("--max-seconds", 60)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None and "watching" in process.stderr.readline()

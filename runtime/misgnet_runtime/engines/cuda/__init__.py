@@ -42,18 +42,22 @@ def open_driver() -> CudaDriver:
     if installed:
         raise UnavailableError(
             f"no CUDA driver can be used ({'; '.join(reasons)}); install or update the NVIDIA driver, or a "
-            "cuda-python that is not newer than it (JetPack 6: 'cuda-python>=12.6.1,<12.9')"
+            "cuda-python that is not newer than it (JetPack 6: 'cuda-python>=12.6.1,<12.9')",
+            short="no NVIDIA driver",
         )
     raise UnavailableError(
         f"no CUDA library for Python can be imported ({'; '.join(reasons)}); install one with: "
-        "pip install cuda-python, or, if the CUDA toolkit is installed, pip install 'misgnet-export[pycuda]'"
+        "pip install cuda-python, or, if the CUDA toolkit is installed, pip install 'misgnet-export[pycuda]'",
+        short="no CUDA library for Python",
     )
 
 
 def first_device(driver: CudaDriver) -> Device:
     """Returns device 0; raises UnavailableError if there is no device."""
     if driver.device_count() < 1:
-        raise UnavailableError(f"no CUDA device was found through {driver.library}; check the output of nvidia-smi")
+        raise UnavailableError(
+            f"no CUDA device was found through {driver.library}; check the output of nvidia-smi", short="no NVIDIA GPU"
+        )
     return driver.device()
 
 

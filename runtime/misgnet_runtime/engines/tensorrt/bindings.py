@@ -78,15 +78,18 @@ def load_vendor(vendor: str) -> ModuleType:
     try:
         module = importlib.import_module(rule.module)
     except (ImportError, OSError) as error:  # OSError: the wheel is installed, one of its libraries is not
+        problem = "is not installed" if isinstance(error, ModuleNotFoundError) else "cannot be loaded"
         raise UnavailableError(
             f"{rule.title} was requested, but importing {rule.module} failed: {error}; "
-            f"install it with: pip install 'misgnet-export[{vendor}]'{rule.elsewhere}"
+            f"install it with: pip install 'misgnet-export[{vendor}]'{rule.elsewhere}",
+            short=f"{rule.title} {problem}",
         ) from error
     if parse_version(vendor_version(module)) < rule.oldest:
         wanted = ".".join(map(str, rule.oldest))
         raise UnavailableError(
             f"{rule.title} {wanted} or newer is required, found {vendor_version(module)}; "
-            f"update it with: pip install -U 'misgnet-export[{vendor}]'"
+            f"update it with: pip install -U 'misgnet-export[{vendor}]'",
+            short=f"{rule.title} {vendor_version(module)} is too old",
         )
     return module
 

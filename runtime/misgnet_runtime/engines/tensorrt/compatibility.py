@@ -86,7 +86,10 @@ def check_plan_fits(
         # A plan for RTX is rebuilt for this GPU's compute capability; TensorRT always builds for its own GPU.
         target = f"rtx-{machine.compute_capability}" if plan.vendor == "rtx" else "tensorrt"
         command = rebuild or f"misgnet-export build ... --target {target}"
-        raise UnavailableError(f"the plan does not fit this machine: {misfit}; rebuild with: {command}")
+        raise UnavailableError(
+            f"the plan does not fit this machine: {misfit}; rebuild with: {command}",
+            short=misfit.removeprefix("it was "),
+        )
     if machine.free_bytes is not None:
         check_memory(plan.memory_bytes(streams), machine.free_bytes, streams)
 
@@ -97,7 +100,8 @@ def check_memory(needed: int, free: int, streams: int) -> None:
         raise UnavailableError(
             f"the plan does not fit into free GPU memory: with {plural(streams, 'stream')} it takes at least "
             f"{mebibytes(needed)}, and {mebibytes(free)} are free; stop other programs that use the GPU, or lower "
-            "--streams"
+            "--streams",
+            short="too little GPU memory",
         )
 
 

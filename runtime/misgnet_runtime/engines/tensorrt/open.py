@@ -17,6 +17,8 @@ from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.log import current
 from misgnet_runtime.storage.private import NoFolderError
 
+_NOT_COMPILED = "not compiled here yet"
+
 
 def open_plan_of(
     entry: EngineEntry, files: CheckedFiles, streams: int, driver: CudaDriver | None = None,
@@ -37,8 +39,8 @@ def open_plan_of(
         compatibility, data = found[0].compatibility, found[1]
     elif entry.on_device:
         if elsewhere := _compiled_elsewhere(entry, files, device):
-            raise UnavailableError(f"{elsewhere}; run: {command}")
-        raise UnavailableError(f"its plan must be compiled on the device; run there: {command}")
+            raise UnavailableError(f"{elsewhere}; run: {command}", short=_NOT_COMPILED)
+        raise UnavailableError(f"its plan must be compiled on the device; run there: {command}", short=_NOT_COMPILED)
     else:
         compatibility, data = _of_the_bundle(entry, files)
     return open_plan(

@@ -9,6 +9,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.engines import ExecutionOptions, streams_on_cpu
 from misgnet_runtime.errors import UnavailableError
+from misgnet_runtime.formatting import each_reason
 from misgnet_runtime.inference.comparison import NotRun
 from misgnet_runtime.inference.selection import open_detector, ranked_here
 from misgnet_runtime.inference.throughput import Task, task_of
@@ -58,7 +59,7 @@ def make_matrix(bundle: Bundle, options: BenchOptions, *, cores_here: Callable[[
     requested = [bundle.engine_entry(name) for name in dict.fromkeys(options.engines)]
     runs, not_run = _opened(bundle, requested or ranked_here(bundle))
     if not_run and (requested or not runs):
-        reasons = "; ".join(f"{engine.engine}: {engine.reason}" for engine in not_run)
+        reasons = each_reason((engine.engine, engine.reason) for engine in not_run)
         which = "a requested engine does not run" if requested else "no engine runs"
         raise UnavailableError(f"{which} here: {reasons}")
     batches = options.batches or [size for size in (1, 4, min(max_batch, _LARGEST_BATCH)) if size <= max_batch]
@@ -73,7 +74,7 @@ def _opened(bundle: Bundle, entries: list[EngineEntry]) -> tuple[list[RunsHere],
             with open_detector(bundle, entry.name, ExecutionOptions(streams=1)) as (detector, _, _):
                 runs.append(RunsHere(entry.name, entry.precision, detector.engine.device))
         except UnavailableError as error:
-            not_run.append(NotRun(entry.name, str(error)))
+            not_run.append(NotRun.of(entry.name, error))
     return runs, not_run
 
 

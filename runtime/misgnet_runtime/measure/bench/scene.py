@@ -51,7 +51,7 @@ class SceneTask:
             if (number := getattr(self.execution, name)) is not None:
                 options += [f"--{name}", str(number)]
         paths = map(str, (self.bundle, self.before, self.after))
-        return python_command("misgnet_runtime.cli", *shared, "predict", *options, "--", *paths)
+        return python_command("misgnet_runtime", *shared, "predict", *options, "--", *paths)
 
 
 @dataclass(frozen=True)
