@@ -34,15 +34,20 @@ COLUMNS = (
 
 
 def write_results(output: Path, shard: Shard, scenes: Sequence[Scene], record: Record) -> list[Path]:
-    """Writes one row per scene, in the order of the table, and returns the files. Each file appears atomically."""
-    rows = [_row(scene, record) for scene in scenes]
-    stem = output / f"results{shard.suffix}"
-    written = [_write_csv(stem.with_name(f"{stem.name}.csv"), rows)]
+    """Writes one row per scene, in the order of the table, and returns the files. Each file appears atomically.
+
+    The last columns are those of the table that are not options; one whose name is that of a result begins with
+    ``table_``.
+    """
+    names = {name: f"table_{name}" if name.lower() in COLUMNS else name for name in (scenes[0].kept if scenes else ())}
+    rows = [_row(scene, record) | {names[name]: cell for name, cell in scene.kept.items()} for scene in scenes]
+    stem, kept = output / f"results{shard.suffix}", tuple(names.values())
+    written = [_write_csv(stem.with_name(f"{stem.name}.csv"), rows, kept)]
     try:
         import pyarrow  # noqa: F401
     except ImportError:
         return written
-    return [*written, _write_parquet(stem.with_name(f"{stem.name}.parquet"), rows)]
+    return [*written, _write_parquet(stem.with_name(f"{stem.name}.parquet"), rows, kept)]
 
 
 def _row(scene: Scene, record: Record) -> Row:
@@ -72,11 +77,13 @@ def _time(end: Done | Failed) -> str:
     return end.time.isoformat()
 
 
-def _write_csv(path: Path, rows: list[Row]) -> Path:
+def _write_csv(path: Path, rows: list[Row], kept: tuple[str, ...]) -> Path:
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({**row, **{name: _as_text(row[name]) for name in _TEXT}} for row in rows)
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, *map(_as_text, kept)])
+        texts = {*_TEXT, *kept}
+        for row in rows:
+            writer.writerow([_as_text(row[name]) if name in texts else row[name] for name in (*COLUMNS, *kept)])
     return path
 
 
@@ -85,12 +92,16 @@ def _as_text(cell: str | None) -> str | None:
     return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
 
 
-def _write_parquet(path: Path, rows: list[Row]) -> Path:
+def _write_parquet(path: Path, rows: list[Row], kept: tuple[str, ...]) -> Path:
     import pyarrow
     from pyarrow import parquet
 
-    kinds = {**dict.fromkeys(_TEXT, "string"), **dict.fromkeys(_WHOLE, "int64"), **dict.fromkeys(_REAL, "float64")}
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kinds[name])) for name in COLUMNS])
+    kinds = {
+        **dict.fromkeys((*_TEXT, *kept), "string"),
+        **dict.fromkeys(_WHOLE, "int64"),
+        **dict.fromkeys(_REAL, "float64"),
+    }
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kinds[name])) for name in (*COLUMNS, *kept)])
     with replace_file(path) as temporary:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
     return path
