@@ -61,29 +61,33 @@ def test_a_moved_pair_is_registered_and_scored(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_registration_keeps_the_score_of_real_pairs(tmp_path: Path, reference: Path) -> None:
-    """Uses the whole pairs of the test set and the weights of the smaller training set, in PyTorch."""
+def test_registration_keeps_the_score_of_a_real_pair(tmp_path: Path, reference: Path) -> None:
+    """Uses a pair of the test set and the weights of the smaller training set, in PyTorch: F1 is 0.80 and 0.86."""
     torch = pytest.importorskip("torch", reason="the real network needs PyTorch")
     from misgnet.checkpoint import load_network
     from misgnet.evaluation.tiles import predict_probability
 
     weights, data = reference / "weights/misgnet_levir35_fp16.safetensors", reference / "data/LEVIR-CD/test"
-    if not weights.is_file() or not data.is_dir():
-        pytest.skip("the real weights and tiles are not available")
+    pair = {folder: data / folder / "test_42.png" for folder in ("A", "B", "label")}
+    if not all(path.is_file() for path in (weights, *pair.values())):
+        pytest.skip("the real weights and images are not available")
+    for folder, path in pair.items():
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / path.name).symlink_to(path.resolve())
     network = load_network(weights)
 
     class Real(FakeEngine):
         def _infer(self, context: Any, arrays: dict[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
             return {self.outputs[0].name: predict_probability(network, arrays["before"], arrays["after"])}
 
+    predict = predict_with(tmp_path, lambda: Real(replace(INTERFACE, tile=256)), 64)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = [*rows(predict_with(tmp_path, lambda: Real(replace(INTERFACE, tile=256)), 64), [data], SHIFT)]
+        (row,) = rows(predict, [tmp_path / "data"], SHIFT)
     finally:
         torch.set_num_threads(threads)
-    assert [row.name for row in found if row.refused] == ["test_47", "test_50"]  # most of them changed
-    errors = [row.error for row in found if row.error]
-    assert len(errors) == 3 and np.abs(errors).max() <= 0.1
-    scores = total(found)["all pixels, labels moved with AFTER"]
-    assert scores["moved and registered"] >= scores["as it is"] - 0.005 and scores["as it is"] > 0.8
+    assert row.error and max(map(abs, row.error)) <= 0.1
+    scores = total([row])["all pixels, labels moved with AFTER"]
+    assert all(score and score > 0.78 for score in scores.values())
+    assert (scores["moved and registered"] or 0) >= (scores["as it is"] or 1) - 0.005
