@@ -35,7 +35,8 @@ _MOST_WARPED_BANDS = 8
 class Pixels:
     """The pixels of a window of both dates.
 
-    If either date has no data at a pixel, both have the format's neutral values, so that no change appears there.
+    If either date has no data at a pixel, both dates are equal there, so that no change appears: they have the format's
+    neutral values or, see :meth:`Pair.read`, those of the date that has data.
     """
 
     before: Image  # (h, w, C)
@@ -222,19 +223,29 @@ class Pair:
     before: Raster
     after: Raster
     grid: Grid
+    moved: bool = False  # whether AFTER was moved by its offset, so that it does not reach all edges
 
     def in_thread(self) -> AbstractContextManager[Any]:
         """Same as :meth:`Raster.in_thread`; the options of AFTER, which was opened last, cover both dates."""
         return self.after.in_thread()
 
-    def read(self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span) -> Pixels:
-        """Reads the pixels of a window, scaled to the rasters' pixel format."""
+    def read(
+        self, scalings: tuple[Scaling, Scaling], rows: Span, columns: Span, *, borrow: bool = False
+    ) -> Pixels:  # fmt: skip
+        """Reads the pixels of a window, scaled to the rasters' pixel format.
+
+        ``borrow``: pixels of which one date has no data are those of the other date in both, not neutral, so that the
+        engine sees what is around the pixels beside them.
+        """
         before, first, unreadable = self.before.image(scalings[0], rows, columns)
         after, second, also = self.after.image(scalings[1], rows, columns)
-        valid = first & second
+        valid = known = first & second
+        if borrow and not valid.all():
+            known = first | second
+            before, after = np.where(first[..., None], before, after), np.where(second[..., None], after, before)
         neutral = self.before.pixels.neutral
         return Pixels(
-            neutralised(before, valid, neutral), neutralised(after, valid, neutral), valid, unreadable | also
+            neutralised(before, known, neutral), neutralised(after, known, neutral), valid, unreadable | also
         )  # fmt: skip
 
 
@@ -305,7 +316,7 @@ def move_after(pair: Pair, rows: float, columns: float) -> Iterator[Pair]:
     rasterio, own = load_rasterio("a scene"), pair.after.source or pair.after
     source = moved(rasterio, Grid.of(own.dataset), pair.grid, rows, columns)
     with pair.in_thread(), _warped(rasterio, own, source, pair.grid) as after:
-        yield replace(pair, after=after)
+        yield replace(pair, after=after, moved=True)
 
 
 @contextmanager

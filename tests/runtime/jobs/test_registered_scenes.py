@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 pytest.importorskip("scipy", reason="registration needs the [register] extra")
@@ -63,6 +65,28 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+def test_the_engine_sees_before_in_both_dates_where_a_moved_after_ends(place: Place) -> None:
+    seen: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    class Watched(FakeEngine):
+        def _infer(self, context: Any, arrays: dict[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
+            seen.extend(zip(arrays["before"], arrays["after"], strict=True))
+            return super()._infer(context, arrays, batch)
+
+    dates = [place.files / f"{name}.tif" for name in DATES]
+    opener = fake_detector(lambda: Watched(INTERFACE))
+    for options in (REGISTERED, SceneOptions()):
+        predict_scene_files(place.bundle, *dates, place.root / "seen.tif", replace(options, force=True), opener=opener)
+    first = np.moveaxis(DATES["before"], 0, 2)[:64, :64]
+    tiles = [(before, after) for before, after in seen if np.array_equal(before, first)]
+    assert len(tiles) == 2  # the upper left one of both runs: without neutral pixels
+    moved, _ = tiles
+    assert np.array_equal(moved[1][:12], first[:12]) and not np.array_equal(moved[1][13:], first[13:])
+    assert (read(place.root / "seen.tif") != 255).all()
+    place.local()
+    assert (read(place.root / "local.tif")[:12] == 255).all()
 
 
 @pytest.mark.parametrize("form", ["files", "items"])

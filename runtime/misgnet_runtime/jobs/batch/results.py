@@ -28,7 +28,8 @@ COLUMNS = (
     "id", "status", "changed_share", "valid_share", "nodata_share", "polygons", "output", "products", "message",
     "attempts", "height", "width", "unread_blocks", "unread_pixels", "unreadable_share_before",
     "unreadable_share_after", "aoi_valid_share", "registration_rows", "registration_columns", "registration_inliers",
-    "registration_windows", "registration_residual", "tiles", "resumed", "seconds", "engine", "worker", "finished", "before", "after",
+    "registration_windows", "registration_residual", "tiles", "resumed", "seconds", "engine", "worker", "finished",
+    "before", "after",
 )  # fmt: skip
 
 

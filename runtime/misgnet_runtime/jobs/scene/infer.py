@@ -92,7 +92,7 @@ def fill(
 
 def _pixels(task: MapTask, strip: Strip) -> tuple[Reading, tuple[Image, Image]]:
     """Reads a strip; also returns its tiles that have data, (B, T, T, C) of both dates."""
-    pixels = task.pair.read(task.scalings, strip.rows, strip.columns)
+    pixels = task.pair.read(task.scalings, strip.rows, strip.columns, borrow=task.pair.moved)
     task.tally.add(pixels.unreadable)
     reading = Reading(strip, pixels.valid, pixels.unreadable)
     return reading, (strip.stack(pixels.before, reading.tiles), strip.stack(pixels.after, reading.tiles))
