@@ -18,7 +18,7 @@ PROGRAMS = MappingProxyType({
     "misgnet-run": (
         "predict", "info", "verify", "batch", "bench", "encode", "series", "tune", "watch", "compile",
     ),
-    "misgnet-export": ("build", "parity", "inspect", "triton", "wheelhouse", "sign"),
+    "misgnet-export": ("build", "parity", "inspect", "triton", "publish", "wheelhouse", "sign"),
     "misgnet": ("prepare", "train", "evaluate", "predict", "synthesize"),
 })  # fmt: skip
 _EXPECTED = MappingProxyType({

@@ -132,9 +132,17 @@ def test_verify_and_info_print_json_objects(pair: tuple[Path, ...], call: Any) -
     assert out[0]["message"] == "5 files match their digests"
     ((found,), _) = call("info", pair[0], "--log", "json").objects
     assert found["manifest"]["tile"] == 64
-    assert found["here"]["cpu-float32"] == "runs on CPU" and found["here"]["rtx-sm86"].startswith("does not run: ")
+    here = {engine.pop("name"): engine for engine in found["engines"]}
+    assert here["cpu-float32"] == {
+        "precision": "float32", "split": False, "made_for": "any processor", "f1": 0.9, "f1_ratio": None,
+        "f1_drop_points": 0.1, "runs": True, "device": "CPU", "notes": [], "tuned": None, "reason": None,
+        "detail": None,
+    }  # fmt: skip
+    gpu = here["rtx-sm86"]
+    assert (gpu["runs"], gpu["device"]) == (False, None) and len(gpu["reason"]) < len(gpu["detail"])
     selected = {"engine": "cpu-float32", "reason": "fastest that runs here"}
     assert found["auto"] == {"latency": selected, "throughput": selected}
+    assert found["message"] == f"bundle {pair[0]}: auto selects cpu-float32: fastest that runs here"
 
 
 def interrupted(*_: object, **__: object) -> None:
