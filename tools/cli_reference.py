@@ -10,28 +10,31 @@ from typing import Any
 
 import typer
 
+from misgnet_runtime.cli.help import argument_usage, usage_pieces
+
 PROGRAMS = {
     "misgnet-run": "misgnet_runtime.cli.main",
     "misgnet-export": "misgnet_export.cli.main",
     "misgnet": "misgnet.cli",
 }
 OPTION = re.compile(r"(?<![\w`\[-])(--[a-z][\w-]*|-[a-z])(?![\w`-])")  # in prose, outside backquotes
-PLACEHOLDERS = {"str": "TEXT", "path": "PATH", "int": "INT", "float": "NUMBER"}
 STATED = re.compile(r"\s*\(default: ([^()]*)\)")  # in a help text
-SHARED_NOTE = "They are accepted before or after the command. `--help` shows the options of each command."
+SHARED_NOTE = (
+    "They are accepted before or after the command, except those of shell completion, which stand alone. `-h` or "
+    "`--help` shows the options of each command."
+)
 SHARED_PANEL = "Every command"  # options of the program, which each command takes too
 
 
 def program_reference(name: str) -> str:
     """Returns the page's body: the program, the options that all its commands take, then each command."""
     group = load(name)
-    context = typer.Context(group, info_name=name)
     commands = {key: group.commands[key] for key in sorted(group.commands)}
     parts = [prose(group.help), "", "| command | description |", "|---|---|"]
     parts += [f"| [`{key}`](#{anchor(name, key)}) | {summary(command)} |" for key, command in commands.items()]
     shared = [param for param in group.params if param.name != "help"]
     parts += ["", "## Options of every command", "", SHARED_NOTE, ""]
-    parts += table(shared, context)
+    parts += table(shared)
     for key, command in commands.items():
         parts += command_reference(name, key, command)
     return "\n".join(parts) + "\n"
@@ -44,55 +47,39 @@ def load(name: str) -> Any:
 
 def command_reference(program: str, name: str, command: Any) -> Iterator[str]:
     """Yields a command's lines: its usage, its description, and a table for each panel of its help."""
-    context = typer.Context(command, info_name=f"{program} {name}")
     own = [param for param in command.params if param.rich_help_panel != SHARED_PANEL and not param.hidden]
     arguments = [param for param in own if param.param_type_name == "argument"]
     yield from ("", f"## {program} {name} {{#{anchor(program, name)}}}", "", "```sh")
-    yield " ".join([program, name, *map(argument_usage, arguments), "[OPTIONS]"])
+    yield " ".join([program, name, *usage_pieces(command)])
     yield from ("```", "", prose(command.help), "")
-    yield from table(arguments, context)
+    yield from table(arguments)
     panels: dict[str, list[Any]] = {}
     for param in own:
         if param not in arguments:
             panels.setdefault(param.rich_help_panel or "Options", []).append(param)
     for panel, params in panels.items():
         yield from ("", f"**{panel}**", "")
-        yield from table(params, context)
+        yield from table(params)
 
 
-def argument_usage(param: Any) -> str:
-    """Returns ``BEFORE``, ``[AFTER]`` or ``IMAGES...``."""
-    name = (param.metavar or param.name).strip("[]{}").upper() + ("..." if param.nargs != 1 else "")
-    return name if param.required else f"[{name}]"
-
-
-def table(params: list[Any], context: Any) -> Iterator[str]:
+def table(params: list[Any]) -> Iterator[str]:
     """Yields a table: option and value, what it does, default."""
     if not params:
         return
     head = "argument" if params[0].param_type_name == "argument" else "option"
     yield from ('<div class="options" markdown>', "", f"| {head} | description | default |", "|---|---|---|")
     for param in params:
-        yield f"| {names(param, context)} | {cell(description(param))} | {cell(default(param))} |"
+        yield f"| {names(param)} | {cell(description(param))} | {cell(default(param))} |"
     yield from ("", "</div>")
 
 
-def names(param: Any, context: Any) -> str:
+def names(param: Any) -> str:
     """Returns an option's flags and the placeholder of its value; an argument's name."""
     if param.param_type_name == "argument":
         return code(argument_usage(param))
     flags = [*param.opts, *param.secondary_opts]
     shown = ", ".join(code(flag) for flag in sorted(flags, key=len))
-    return shown if getattr(param, "is_flag", False) else f"{shown} {code(value_name(param, context))}"
-
-
-def value_name(param: Any, context: Any) -> str:
-    """Returns the placeholder of an option's value: ``KEY``, ``text|json``, ``INT``."""
-    if param.metavar:
-        return str(param.metavar)
-    shown = param.display_type(context).strip("<>")
-    words = [PLACEHOLDERS.get(word.lower(), word) for word in shown.removeprefix("list[").removesuffix("]").split(",")]
-    return " ".join(words)
+    return shown if param.is_flag else f"{shown} {code(param.metavar)}"
 
 
 def default(param: Any) -> str:

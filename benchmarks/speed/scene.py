@@ -29,7 +29,7 @@ from misgnet_runtime.engines import batch_for_scenes, streams_for_scenes
 from misgnet_runtime.errors import UsageError
 
 LOOP = Path(__file__).parents[1] / "tiled_loop.py"
-_PREDICT = "misgnet_runtime.cli"
+_PREDICT = "misgnet_runtime"
 Result = dict[str, Any]
 
 

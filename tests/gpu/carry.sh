@@ -78,7 +78,7 @@ fill_wheels() {
     if [ $# -gt 0 ]; then printf '%s\n' "$@" >>"$wheels/requirements.txt"; fi
     download x86_64 -r "$wheels/requirements.txt"
   else
-    "$python" -m misgnet_export.cli wheelhouse --platform "$platform" -o "$wheels"
+    "$python" -m misgnet_export wheelhouse --platform "$platform" -o "$wheels"
     # exceptiongroup and tomli: what pytest requires on Python 3.10, whichever Python runs pip here
     download aarch64 pytest exceptiongroup tomli "$@"
     printf '%s\n' misgnet-export pytest "$@" >>"$wheels/requirements.txt"
@@ -91,7 +91,7 @@ build_bundle() {
   trap 'rm -rf "$work"' EXIT
   "$python" -m misgnet synthesize -o "$work/tiles" --train 24 --val 8 --test 16 --seed 1
   # shellcheck disable=SC2086 # the targets are separate words
-  "$python" -m misgnet_export.cli build "$checkout/examples/misgnet_synthetic_fp16.safetensors" \
+  "$python" -m misgnet_export build "$checkout/examples/misgnet_synthetic_fp16.safetensors" \
     --calib "$work/tiles/train" --val "$work/tiles/val" --eval "$work/tiles/test" $targets --ship-eval 16 \
     --force -o "$here/bundle"
   rm -rf "$here/tiles"

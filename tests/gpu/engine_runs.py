@@ -69,26 +69,26 @@ class EngineRuns:
         """Compiles engines of one library together, since ``compile`` chooses among those that it is given."""
         if not names:
             return "passed"
-        return self._command(f"compile {', '.join(names)}", "misgnet_runtime.cli", "compile", *_options(names))
+        return self._command(f"compile {', '.join(names)}", "misgnet_runtime", "compile", *_options(names))
 
     def _verify(self, entries: list[EngineEntry]) -> None:
         for entry in entries:
             step = f"verify {entry.name}"
-            if self._command(step, "misgnet_runtime.cli", "verify", "--engine", entry.name) == "passed":
+            if self._command(step, "misgnet_runtime", "verify", "--engine", entry.name) == "passed":
                 self.engines[entry.name] = entry.precision
 
     def _bench(self) -> None:
         report = self.work / "bench.json"
         batches = [word for batch in BATCHES for word in ("--batch", str(batch))]
         options = [*_options(self.engines), *batches, "--streams", "1", *BENCH_TIMES, "--json", str(report)]
-        if self._command("bench", "misgnet_runtime.cli", "bench", *options, "--force") == "passed":
+        if self._command("bench", "misgnet_runtime", "bench", *options, "--force") == "passed":
             self.timings = msgspec.json.decode(report.read_bytes(), type=BenchReport).timings
 
     def _parity(self) -> None:
         if self.tiles is None:
             self._note("parity", "not run", "no folder of labelled tiles was given")
             return
-        self._command("parity", "misgnet_export.cli", "parity", "--eval", str(self.tiles))
+        self._command("parity", "misgnet_export", "parity", "--eval", str(self.tiles))
 
     def _command(self, name: str, package: str, command: str, *options: str) -> Outcome:
         """Runs a command of the project on the bundle."""

@@ -48,7 +48,7 @@ def context_of(
     log = log or StageLog(Console(quiet=True))
     return BuildContext(
         request=request, root=root, log=log, policy=request.policy, interface=interface_of(request),
-        check_tiles=tuple(check_tiles), known=MISGNET,
+        entry=FakeSource().entry, check_tiles=tuple(check_tiles), known=MISGNET,
     )  # fmt: skip
 
 

@@ -21,7 +21,12 @@ def inspect(
     *,
     picture: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Draw the precision of each graph to this .png or .svg (default: none)."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Draw the precision of each graph to this .png or .svg (default: none).",
+        ),
     ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="Also list the placement rules that applied, with their sources.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current
 
@@ -17,7 +18,10 @@ def triton(
     output: Annotated[Path, typer.Option("-o", "--output", help="Output folder of the model repository.")],
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="Engine to export; may be repeated (default: all engines that Triton can run)."),
+        typer.Option(
+            help="Engine to export; may be repeated (default: all engines that Triton can run).",
+            autocompletion=engine_names,
+        ),
     ] = None,
     instances: Annotated[
         int | None, typer.Option(help="Instances of each model (default: 2 on a GPU, 1 on a CPU).")

@@ -19,7 +19,7 @@ from misgnet_export.pipeline.context import CHECK_TILES, BuildContext
 from misgnet_export.pipeline.evaluate import Reference, evaluate_engines, evaluate_reference
 from misgnet_export.pipeline.float_graph import make_float_graph
 from misgnet_export.pipeline.graph_files import write_float, write_quantized
-from misgnet_export.pipeline.leave_out import leave_out_misses
+from misgnet_export.pipeline.leave_out import leave_out_float_graph, leave_out_misses
 from misgnet_export.pipeline.loading import load_sets
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.quantize import RecipeGraph, quantize_recipe
@@ -93,14 +93,14 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     sets = load_sets(request, model, log)
     check_tiles = tuple(sets.calib.spread(CHECK_TILES).tiles())
     context = BuildContext(
-        request=request, root=root, log=log, policy=request.policy, interface=interface, check_tiles=check_tiles,
-        weights_sha256=source.sha256, known=model.known,
+        request=request, root=root, log=log, policy=request.policy, interface=interface, entry=source.entry,
+        check_tiles=check_tiles, weights_sha256=source.sha256, known=model.known,
     )  # fmt: skip
     graph, tuned = make_float_graph(context, model), None
     if request.threshold == "tuned" and sets.val is not None:
         tuned = tune_threshold(context, graph, sets.val)
         context = context.with_threshold(tuned.threshold)
-    graphs = split_graphs(context, [write_float(root, graph.model), *_quantize(context, graph, sets)])
+    graphs = split_graphs(context, [write_float(context, graph.model), *_quantize(context, graph, sets)])
     engines, reference = _compile_and_evaluate_reference(context, graphs, model, sets.evaluation)
     warnings = check_declaration(context, source, model, sets.evaluation, reference)
     parity, pictures = evaluate_engines(
@@ -114,6 +114,7 @@ def _run_stages(request: BuildRequest, source: Source, root: Path, log: StageLog
     parity = draft.evidence.parity
     if not parity.passed:
         return draft
+    draft = leave_out_float_graph(context, draft)
     golden = ship_golden_tiles(root, sets.evaluation, parity, model.predict)
     if request.ship_eval:
         ship_evaluation(context, sets.evaluation, model.predict)

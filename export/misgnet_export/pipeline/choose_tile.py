@@ -89,7 +89,7 @@ def _measure(request: BuildRequest, source: Source, scenes: Sequence[Scene], roo
     model = source.float_model(interface)
     context = BuildContext(
         request=request, root=root, log=log, policy=request.policy, interface=interface,
-        check_tiles=tuple(check_tiles.tiles()), known=model.known,
+        entry=source.entry, check_tiles=tuple(check_tiles.tiles()), known=model.known,
     )  # fmt: skip
     graph = make_float_graph(context, model)
     overlaps = [overlap for overlap in overlaps_of(tile) if overlap <= tile // 4]

@@ -8,7 +8,7 @@ from pathlib import Path
 from misgnet_calibration.quantizer.known_modules import UNKNOWN, KnownModules
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.request import AccuracyPolicy, BuildRequest
-from misgnet_runtime.bundle import Interface
+from misgnet_runtime.bundle import Interface, ModelEntry
 from misgnet_runtime.raster.dataset import Tile
 
 CHECK_TILES = 8  # on which every stage's graph is compared with the graph before
@@ -23,6 +23,7 @@ class BuildContext:
     log: StageLog
     policy: AccuracyPolicy
     interface: Interface  # inputs and outputs of all engines
+    entry: ModelEntry  # the network, as the manifest describes it
     check_tiles: tuple[Tile, ...]  # on which every stage's graph is compared with the graph before
     weights_sha256: str = ""  # of the bytes that the network was decoded from
     known: KnownModules = UNKNOWN  # what placement, float16 and accuracy control may conclude from names of modules

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import onnx
 
@@ -11,14 +10,15 @@ from misgnet_calibration.quantizer.recipes import Recipe
 from misgnet_export.evidence import record_of
 from misgnet_export.graph.half import with_half_features
 from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.graph_metadata import write_graph
 from misgnet_export.pipeline.quantization_record import quantization_entry
 from misgnet_export.pipeline.quantize import RecipeGraph
 from misgnet_export.pipeline.result import FLOAT_GRAPH, FloatGraph, GraphFile, WrittenGraph, lowest
 from misgnet_runtime.log import current
 
 
-def write_float(root: Path, model: onnx.ModelProto) -> WrittenGraph:
-    return _write(root, "float", FLOAT_GRAPH, "float32", model)
+def write_float(context: BuildContext, model: onnx.ModelProto) -> WrittenGraph:
+    return _write(context, "float", FLOAT_GRAPH, "float32", model)
 
 
 def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, found: RecipeGraph) -> WrittenGraph:
@@ -27,7 +27,7 @@ def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, fo
     if context.request.split:
         model = with_half_features(model, context.interface)
     path = f"graphs/{lowest(recipe.precision)}_{recipe.name}.onnx"
-    written = _write(context.root, recipe.name, path, recipe.precision, model)
+    written = _write(context, recipe.name, path, recipe.precision, model)
     if recipe.int8 and not found.quantized.sites:
         why = ", because accuracy control reverted all of them" if found.control else ""
         current().warning(f"the graph for {recipe.name} has no INT8 operator{why}: its engines compute in float")
@@ -36,9 +36,6 @@ def write_quantized(context: BuildContext, graph: FloatGraph, recipe: Recipe, fo
     return replace(written, file=replace(written.file, quantization=entry, control=control))
 
 
-def _write(root: Path, name: str, file: str, precision: str, model: onnx.ModelProto) -> WrittenGraph:
-    data = model.SerializeToString()
-    path = root / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
-    return WrittenGraph(GraphFile(name=name, file=file, precision=precision, size=len(data)), model)
+def _write(context: BuildContext, name: str, file: str, precision: str, model: onnx.ModelProto) -> WrittenGraph:
+    size = write_graph(context, file, model)
+    return WrittenGraph(GraphFile(name=name, file=file, precision=precision, size=size), model)

@@ -1,9 +1,10 @@
-"""Leaves engines that miss the gate out of the bundle, if no ``--target`` asked for exactly them."""
+"""Leaves engines out of a bundle: those that miss the gate, if no ``--target`` asked for them, and the float graph."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from msgspec import structs
 
@@ -11,6 +12,7 @@ from misgnet_export.pipeline.compile import float_engine
 from misgnet_export.pipeline.context import BuildContext
 from misgnet_export.pipeline.result import FLOAT_ENGINE, Draft
 from misgnet_runtime.accuracy.parity import EngineParity, ParityReport
+from misgnet_runtime.bundle import EngineEntry
 from misgnet_runtime.log import current
 
 # The engine that every bundle of ``--target auto`` has; it opens the float graph if its INT8 graph is left out.
@@ -25,19 +27,34 @@ def leave_out_misses(context: BuildContext, draft: Draft) -> Draft:
     its parity report fails.
     """
     optional = {target.name for target in context.request.only_by_auto}
+    if not context.request.float_graph:
+        optional.discard(_ALWAYS)  # nothing could take its place
     pairs = [{target.name for target in pair} for pair in context.request.pairs]
     parity = without_misses(draft.evidence.parity, optional, pairs)
     if not parity.left_out:
         return draft
     with context.log.stage("leave out engines") as stage:
         found = _without(draft, parity)
-        for file in _files(draft) - _files(found):
-            (context.root / file).unlink()
+        _remove(context.root, draft, found)
         lines = [describe_left_out(engine) for engine in parity.left_out]
         stage.finding = "; ".join(lines)
     for line in lines:
         current().warning(line)
     return found
+
+
+def leave_out_float_graph(context: BuildContext, draft: Draft) -> Draft:
+    """Returns the draft without the float graph and its engine if the request leaves them out; removes the files.
+
+    The parity report keeps their results; the pictures, in which the float graph's masks are the float model's, go.
+    """
+    if context.request.float_graph:
+        return draft
+    with context.log.stage("leave out the float graph") as stage:
+        found = _with_engines(draft, [entry for entry in draft.engines if entry.name != FLOAT_ENGINE])
+        stage.finding = f"{_remove(context.root, draft, found) / 1e6:.1f} MB"
+    pictures = {name: shown for name, shown in draft.evidence.pictures.items() if name != FLOAT_ENGINE}
+    return replace(found, evidence=replace(found.evidence, pictures=pictures))
 
 
 def without_misses(
@@ -80,13 +97,27 @@ def _without(draft: Draft, parity: ParityReport) -> Draft:
     engines = [
         instead.get(entry.name, entry) for entry in draft.engines if entry.name not in missed or entry.name in instead
     ]
-    used = {entry.graph for entry in engines}
-    kept = [graph for graph in draft.graphs if graph.file in used]
-    dropped = [graph for graph in draft.graphs if graph.file not in used]
     old = draft.evidence.pictures.items()
     pictures = {f"{name} (left out)" if name in missed else name: found for name, found in old}
     evidence = replace(draft.evidence, parity=parity, pictures=pictures)
-    return replace(draft, engines=engines, graphs=kept, dropped=dropped, evidence=evidence)
+    return replace(_with_engines(draft, engines), evidence=evidence)
+
+
+def _with_engines(draft: Draft, engines: list[EngineEntry]) -> Draft:
+    """Returns the draft with only ``engines`` and the graphs that they were made from."""
+    used = {entry.graph for entry in engines}
+    kept = [graph for graph in draft.graphs if graph.file in used]
+    dropped = [graph for graph in draft.graphs if graph.file not in used]
+    return replace(draft, engines=engines, graphs=kept, dropped=[*draft.dropped, *dropped])
+
+
+def _remove(root: Path, draft: Draft, kept: Draft) -> int:
+    """Removes the files of ``draft`` that ``kept`` lacks; returns their bytes."""
+    files = [root / file for file in _files(draft) - _files(kept)]
+    size = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink()
+    return size
 
 
 def _files(draft: Draft) -> set[str]:

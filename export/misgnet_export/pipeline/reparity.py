@@ -33,16 +33,20 @@ def reparity(
         console: Console for progress.
 
     Raises:
-        InputError: The bundle's files do not match its manifest. This is checked before any engine is opened.
+        InputError: The bundle's files do not match its manifest, which is checked before any engine is opened, or it
+            has no float graph.
     """
     log = StageLog(console)
     with log.stage("check the bundle's digests"):
         bundle = read_bundle(path)
-        interface = bundle.manifest.interface
-        tiles = open_tiles(evaluation, interface)
     floats = [e for e in bundle.manifest.engines if e.precision == "float32"]
     if not floats:
-        raise InputError(f"bundle {path} contains no float graph to compare with; build it again")
+        raise InputError(
+            f"bundle {path} has no float graph, which `misgnet-export parity` compares engines with; build the bundle "
+            "without --no-float-graph"
+        )
+    interface = bundle.manifest.interface
+    tiles = open_tiles(evaluation, interface)
     others = [e for e in bundle.manifest.engines if e is not floats[0]]
     manifest = bundle.manifest
     policy = AccuracyPolicy(threshold=manifest.threshold, limit=limit or limit_of(manifest), gate=gate or manifest.gate)

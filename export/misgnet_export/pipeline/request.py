@@ -178,6 +178,11 @@ class BuildRequest:
     split: bool = option(
         False, help="Also build encoder and head of each engine except BF16 ones, to encode each date of a series once."
     )
+    float_graph: bool = option(
+        True,
+        help="Leave the float graph out of the bundle once it has been evaluated: a smaller bundle, which `parity` "
+        "cannot evaluate again.",
+    )
     model: ModelOptions = group(ModelOptions, panel=PANEL)
 
     @cached_property
@@ -338,6 +343,8 @@ def _check_target(request: BuildRequest, target: Target) -> None:
         load_openvino()
     if product.recipe is not None:
         return
+    if not request.float_graph:
+        raise UsageError(f"--target {target.name} opens the float graph; leave out --no-float-graph or this target")
     try:
         check_processor(product.needs)
     except UnavailableError as error:  # a float graph in ONNX Runtime cannot be its proxy

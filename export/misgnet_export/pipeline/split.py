@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnx
 from misgnet_export.graph.split import SplitGraph, split_graph
 from misgnet_export.pipeline.agreement import Predictions, compare, predictions_of, require_masks, require_same
 from misgnet_export.pipeline.context import BuildContext
+from misgnet_export.pipeline.graph_metadata import write_graph
 from misgnet_export.pipeline.progress import Stage
 from misgnet_export.pipeline.result import GraphFile, WrittenGraph
 from misgnet_runtime.bundle import Interface, SplitEntry
@@ -39,17 +41,17 @@ def split_graphs(context: BuildContext, graphs: list[WrittenGraph]) -> list[Grap
 def _split(context: BuildContext, graph: WrittenGraph, stage: Stage) -> GraphFile:
     parts = split_graph(graph.model, context.interface)
     agreement = _check(context, graph, parts, stage)
-    encoder = _write(context.root, graph.file, "encoder", parts.encoder)
-    head = _write(context.root, graph.file, "head", parts.head)
+    encoder = _write(context, graph.file, "encoder", parts.encoder)
+    head = _write(context, graph.file, "head", parts.head)
     sizes = [part.ByteSize() / 1e6 for part in (parts.encoder, parts.head)]
     stage.finding = f"encoder {sizes[0]:.1f} MB, head {sizes[1]:.1f} MB; {agreement}"
     return replace(graph.file, split=SplitEntry(encoder, head, encoder, head), features=parts.features)
 
 
-def _write(root: Path, graph: GraphFile, part: str, model: onnx.ModelProto) -> str:
+def _write(context: BuildContext, graph: GraphFile, part: Literal["encoder", "head"], model: onnx.ModelProto) -> str:
     file = PurePosixPath(graph.file)
     name = file.with_name(f"{file.stem}_{part}.onnx").as_posix()
-    (root / name).write_bytes(model.SerializeToString())
+    write_graph(context, name, model, part)
     return name
 
 

@@ -92,6 +92,7 @@ def _report_data(
             ("Network's form", "; ".join(draft.source.findings)),
             ("Tile", f"{side} x {side} px, {_tile_from(request, draft)}, batch 1 to {draft.interface.max_batch}"),
             ("Targets", ", ".join(t.name for t in request.targets)),
+            *([] if request.float_graph else [("Float graph", "left out of the bundle after it was evaluated")]),
             (
                 "Calibration",
                 f"{plural(len(calib), 'tile')} of {plural(len(calib.sources), 'image')} from "
@@ -175,6 +176,7 @@ def _manifest(root: Path, request: BuildRequest, draft: Draft) -> Manifest:
         tool_versions=tool_versions(),
         machine=describe_machine(),
         licence=request.licence,
+        float_graph=request.float_graph,
     )
 
 

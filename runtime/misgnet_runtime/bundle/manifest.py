@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.pixels import LARGEST, MOST_BANDS, PixelFormat, Samples
-from misgnet_runtime.storage.files import is_not_regular_file
+from misgnet_runtime.storage.files import is_file, is_not_regular_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 2
@@ -366,6 +366,8 @@ class Manifest(Struct, frozen=True):
     model: ModelEntry | None = None
     # The resolved options of the build, as TOML for ``misgnet-export build --config``; empty if not kept.
     config: Annotated[str, Meta(max_length=MAX_CONFIG)] = ""
+    # Whether the bundle has the float graph, which ``misgnet-export parity`` compares engines with.
+    float_graph: bool = True
     # Product, time and expiry; null if ``misgnet-export sign`` did not prepare the bundle.
     release: Release | None = None
 
@@ -431,13 +433,20 @@ def read_manifest_bytes(path: Path) -> bytes:
             raise InputError(f"manifest {path} is not a regular file")
         with path.open("rb") as file:
             data = file.read(MANIFEST_BYTES + 1)
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is not a bundle: it has no {path.name}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path.parent} is not a bundle: {_lacking(path)}") from error
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
     if len(data) > MANIFEST_BYTES:
         raise InputError(f"manifest {path} is larger than {MANIFEST_BYTES} bytes, which is the limit")
     return data
+
+
+def _lacking(path: Path) -> str:
+    """Returns why there is no manifest ``path``."""
+    if is_file(path.parent):
+        return "it is a file; give the folder that `misgnet-export build` made"
+    return f"it has no {path.name}" if path.parent.is_dir() else "there is no such folder"
 
 
 def _contradiction(m: Manifest) -> str | None:
@@ -454,6 +463,8 @@ def _contradiction(m: Manifest) -> str | None:
         f"has engines whose files it does not list: {', '.join(unlisted)}": bool(unlisted),
         "has split engines, but no features": split and not m.features,
         "has features, but no split engine": bool(m.features) and not split,
+        "states that it has no float graph, but has an engine in float32": not m.float_graph
+        and any(engine.precision == "float32" for engine in m.engines),
         f"has tile {m.tile}, but {m.interface.tile} in its interface": m.tile != m.interface.tile,
         f"has overlap {m.overlap}, which schema 1 does not support": m.schema_version == 1 and m.overlap != 0,
         f"has overlap {m.overlap}, more than 3/4 of its tile": m.overlap > 3 * m.tile // 4,

@@ -35,7 +35,13 @@ def encode(
     ],
     *,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="File of features to write, for series; its name ends in .features.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="File of features to write, for series; its name ends in .features.",
+        ),
     ],
     options: _EncodeOptions,
 ) -> None:

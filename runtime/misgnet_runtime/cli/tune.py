@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current, is_json
 from misgnet_runtime.tables import plain_table, print_table
@@ -31,6 +32,7 @@ def tune(
             "--engine",
             help="Engine to measure; may be repeated. Later commands then choose among these.",
             show_default="all engines that run here",
+            autocompletion=engine_names,
         ),
     ] = None,
     minutes: Annotated[

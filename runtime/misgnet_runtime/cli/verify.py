@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from misgnet_runtime.cli.completion import engine_names
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.log import current
 
@@ -15,9 +16,14 @@ _Text = Optional[str]  # noqa: UP045 - typer on 3.10
 def verify(
     bundle: BundlePath,
     engine: Annotated[
-        _Text, typer.Option(help="Engine to run on the golden tiles.", show_default="all engines that run here")
+        _Text,
+        typer.Option(
+            help="Engine to run on the golden tiles.",
+            show_default="all engines that run here",
+            autocompletion=engine_names,
+        ),
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Check each file's digest, the signature if one is required, and each engine's output on the golden tiles."""
     from misgnet_runtime.inference.self_test import verify_bundle
 

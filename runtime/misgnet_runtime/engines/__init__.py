@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from misgnet_runtime.engines.options import DEFAULT_EXECUTION, ExecutionOptions
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from misgnet_runtime.engines.base import Engine, TensorSpec
 
 __all__ = [
-    "DEFAULT_EXECUTION", "MOST_STREAMS", "Engine", "ExecutionOptions", "TensorSpec", "batch_for_scenes", "is_on_cpu",
-    "open_engine_file", "streams_for_scenes", "streams_on_cpu",
+    "DEFAULT_EXECUTION", "LIBRARIES", "MOST_STREAMS", "Engine", "ExecutionOptions", "TensorSpec", "batch_for_scenes",
+    "is_on_cpu", "open_engine_file", "streams_for_scenes", "streams_on_cpu",
 ]  # fmt: skip
 
 
@@ -27,6 +28,15 @@ def __getattr__(name: str) -> Any:
 
     return getattr(base, name)
 
+
+LIBRARIES = MappingProxyType({
+    "onnxruntime": ("onnxruntime",),
+    "onnxruntime-cuda": ("onnxruntime-gpu",),
+    "openvino": ("openvino",),
+    "rtx": ("tensorrt-rtx",),
+    "tensorrt": ("tensorrt",),
+})  # fmt: skip
+"""Distributions that run each kind of engine, whose versions affect its speed."""
 
 MOST_STREAMS = 4  # each stream holds memory for one batch
 

@@ -13,7 +13,7 @@ import msgspec
 from misgnet_runtime.bundle.fields import EngineName
 from misgnet_runtime.bundle.manifest import EngineEntry
 from misgnet_runtime.bundle.reader import Bundle
-from misgnet_runtime.engines import MOST_STREAMS, ExecutionOptions, is_on_cpu, streams_for_scenes
+from misgnet_runtime.engines import LIBRARIES, MOST_STREAMS, ExecutionOptions, is_on_cpu, streams_for_scenes
 from misgnet_runtime.engines.cuda import first_device, open_driver
 from misgnet_runtime.errors import InputError, UnavailableError
 from misgnet_runtime.formatting import plural
@@ -25,15 +25,6 @@ from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256,
 
 OptimiseFor = Literal["latency", "throughput"]  # one pair at a time, or many
 FORMAT = 2
-
-# Distributions whose versions affect the speed of each kind of engine.
-_LIBRARIES = {
-    "onnxruntime": ("onnxruntime",),
-    "onnxruntime-cuda": ("onnxruntime-gpu",),
-    "openvino": ("openvino",),
-    "rtx": ("tensorrt-rtx",),
-    "tensorrt": ("tensorrt",),
-}
 
 
 class Setting(Struct, frozen=True):
@@ -198,7 +189,7 @@ def gpu_of(bundle: Bundle) -> str:
 def libraries_of(bundle: Bundle) -> dict[str, str]:
     """Returns the installed versions of the libraries that run the engines of ``bundle``, by distribution."""
     kinds = {entry.kind for entry in bundle.manifest.engines}
-    return installed_versions(name for kind in sorted(kinds) for name in _LIBRARIES[kind])
+    return installed_versions(name for kind in sorted(kinds) for name in LIBRARIES[kind])
 
 
 class _Format(msgspec.Struct):

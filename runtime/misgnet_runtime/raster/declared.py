@@ -49,25 +49,30 @@ class Declared:
         help="Bands of the raster in the order that the network reads them, such as 3,2,1 for red, green and blue "
         "(default: as named in the file; all bands if the network reads another number than 3).",
         parse=_bands,
+        metavar="N[,N...]",
     )
     scale: tuple[float, ...] | None = _option(
         help="Factor of stored values: value * scale + offset is 0 for black, 1 for the largest sample (white). One "
         "number, or one per band (default: values of the type that the network reads as they are).",
         parse=numbers(*_COUNTS, like="0.0001"),
+        metavar="X[,X...]",
     )
     offset: tuple[float, ...] | None = _option(
         help="Offset of stored values, see --scale; one number, or one per band (default: 0).",
         parse=numbers(*_COUNTS, like="-0.1"),
+        metavar="X[,X...]",
     )
     stretch: tuple[float, ...] | None = _option(
         help="Instead of --scale: percentiles of each band that become black and the largest sample, such as 2,98 "
         "(default: none).",
         parse=_percentiles,
+        metavar="LOW,HIGH",
     )
     assets: tuple[str, ...] | None = _option(
         help="Assets to read if a date is a STAC Item: one with all bands, or one for each band in the order that the "
         "network reads them, such as red,green,blue (default: the item's only GeoTIFF of pixel data).",
         parse=_assets,
+        metavar="KEY[,KEY...]",
     )
     shared: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # names of options for both dates
 

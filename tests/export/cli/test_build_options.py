@@ -54,6 +54,7 @@ OTHERS: dict[str, tuple[list[object], Any]] = {
     "ship_eval": (["--ship-eval", 5], 5),
     "timing_cache": (["--timing-cache", "t"], Path("t")),
     "split": (["--split"], True),
+    "float_graph": (["--no-float-graph"], False),
 }
 # The same of the options that describe the network.
 MODEL: dict[str, tuple[list[object], Any]] = {
@@ -133,6 +134,7 @@ def test_help_marks_the_required_options() -> None:
         (["--target", "auto", "--on-device"], "--on-device was given, but no target compiles its plan on the device"),
         (["--control-minutes", "-1"], "--control-minutes is -1.0; expected 0 or more"),
         (["--control-minutes", "nan"], "--control-minutes is nan"),
+        (["--no-float-graph", "--target", "cuda"], "--target cuda opens the float graph; leave out --no-float-graph"),
         (["--ship-eval", "-1"], "--ship-eval is -1; expected 0 or more"),
         (["--bundle-version", "-1"], "--bundle-version is -1; expected 0 or more"),
         (["--min-f1-ratio", "0.99", "--max-f1-drop", "1"], "--max-f1-drop 1 and --min-f1-ratio 0.99 were both given"),

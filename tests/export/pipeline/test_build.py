@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -32,6 +33,7 @@ from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.raster.dataset import TileSet
 from support.commands import exit_code
+from support.deepness import DeepnessModel
 from support.paths import DEMO_WEIGHTS as WEIGHTS
 from support.paths import ROOT
 
@@ -98,9 +100,10 @@ def each_bundle(request: pytest.FixtureRequest) -> Path:
 def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[str], *more: object) -> Path:
     output = tmp_path_factory.mktemp("built") / "bundle"
     # Points: with so few tiles, INT8 need not keep 99.9 % of F1.
-    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5, *more]
+    options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5]
+    options += ["--resolution", 0.5, *more]
     options += [word for target in targets for word in ("--target", target)]
-    result = run("misgnet_export.cli", *build_arguments(data, output, *options))
+    result = run("misgnet_export", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr
     return output
 
@@ -130,6 +133,31 @@ def test_threshold_is_tuned_on_the_validation_tiles(bundle: Path) -> None:
     assert manifest.threshold_from in (bundle / "evidence" / "report.html").read_text()
 
 
+def test_every_graph_states_what_it_is(bundle: Path) -> None:
+    """The metadata agree with the manifest, also of the parts, and with the tuned threshold."""
+    manifest, found = decode_manifest(bundle / "manifest.json"), {}
+    for path in sorted((bundle / "graphs").glob("*.onnx")):
+        props = {p.key: p.value for p in onnx.load(path).metadata_props}
+        found[path.stem] = props.pop("misgnet_io")
+        assert props.pop("misgnet_name") == manifest.model.name
+        assert props.pop("misgnet_licence") == manifest.licence
+        assert props.pop("misgnet_source_weights_sha256") == manifest.source_weights_sha256
+        assert {key: json.loads(value) for key, value in props.items()} == {
+            "misgnet_version": manifest.bundle_version,
+            "misgnet_bands": ["red", "green", "blue"],
+            "misgnet_scale": 1 / 255,
+            "misgnet_mean": [0.485, 0.456, 0.406],
+            "misgnet_std": [0.229, 0.224, 0.225],
+            "misgnet_resolution": 0.5,
+            "misgnet_threshold": manifest.threshold,
+        }
+    assert found == {
+        name + part: io
+        for name in ("float", "int8_cpu", "int8_tensorrt")
+        for part, io in (("", "pair"), ("_encoder", "encoder"), ("_head", "head"))
+    }
+
+
 def test_overlap_is_measured_on_validation_images(bundle: Path, data: Path) -> None:
     manifest = decode_manifest(bundle / "manifest.json")
     assert [one.overlap for one in manifest.overlaps] == [0, TILE // 16, TILE // 8, TILE // 4, TILE // 2]
@@ -137,7 +165,7 @@ def test_overlap_is_measured_on_validation_images(bundle: Path, data: Path) -> N
     assert all(one.f1 > 0.5 and one.seam_agreement > 0.9 for one in manifest.overlaps)
     assert re.search(r"F1 at most 0.2 points .*; cpu\S* on 3 of 3 validation images, 0.2 mega", manifest.overlap_from)
     assert "Seam agreement" in (bundle / "evidence" / "report.html").read_text()
-    assert f"overlap {manifest.overlap} px" in run("misgnet_runtime.cli", "info", bundle).stdout
+    assert f"overlap {manifest.overlap} px" in run("misgnet_runtime", "info", bundle).stdout
 
 
 def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: Path) -> None:
@@ -152,7 +180,7 @@ def test_every_engine_is_split_and_its_parts_reproduce_its_output(each_bundle: P
         assert engine.split.encoder == f"{whole[0]}_encoder.{whole[2]}"
         assert engine.split.head == f"{whole[0]}_head.{whole[2]}"
     assert manifest.file("head graph for cpu").precision == "int8"
-    result = run("misgnet_runtime.cli", "verify", each_bundle)
+    result = run("misgnet_runtime", "verify", each_bundle)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("cpu")]
     assert len(lines) >= 2 and all(line.endswith("in 100.000 %") or "not run" in line for line in lines)
@@ -185,9 +213,9 @@ def test_gate_of_the_device_agrees_with_the_build(bundle: Path, data: Path) -> N
 
 
 def test_compile_reports_missing_tensorrt(bundle: Path) -> None:
-    result = run("misgnet_runtime.cli", "compile", bundle)
+    result = run("misgnet_runtime", "compile", bundle)
     assert result.returncode == 5 and "TensorRT" in result.stderr, result.stderr
-    result = run("misgnet_runtime.cli", "info", bundle)
+    result = run("misgnet_runtime", "info", bundle)
     assert "jetson-orin-int8, for sm87 on linux-aarch64: does not run" in result.stdout
 
 
@@ -240,7 +268,7 @@ def test_plans_for_two_gpus_are_compiled_from_the_graphs_of_their_precision(bund
         assert profile.kernels and profile.bytes_moved and profile.context_bytes
     evidence = {path.name for path in (bundle_of_many_targets / "evidence").glob("plan_*.json")}
     assert f"plan_{Path(entry.file).stem}.json" in evidence and len(evidence) % 3 == 0, "each plan is split"
-    assert "Kernels of one inference" in run("misgnet_export.cli", "inspect", bundle_of_many_targets, "--plan").stdout
+    assert "Kernels of one inference" in run("misgnet_export", "inspect", bundle_of_many_targets, "--plan").stdout
     fp16 = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86-fp16")
     assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 
@@ -253,7 +281,7 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
     masks = {}
     for engine in ("cpu", "cpu-float32"):
         out = tmp_path / f"{engine}.png"
-        assert run("misgnet_runtime.cli", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
+        assert run("misgnet_runtime", "predict", bundle, *pair, "-o", out, "--engine", engine).returncode == 0
         masks[engine] = read_image_mask(out)
     out, threshold = tmp_path / "torch.png", decode_manifest(bundle / "manifest.json").threshold
     same = ["--tile", TILE, "--threshold", threshold]
@@ -265,6 +293,21 @@ def test_float_int8_and_pytorch_agree_on_a_pair(bundle: Path, data: Path, tmp_pa
 
 def read_image_mask(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)) > 0
+
+
+def test_model_for_deepness_gives_the_mask_of_predict(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """The demo network in INT8 on one tile, which predict does not blend."""
+    pair = [np.asarray(Image.open(data / "test" / date / "pair_00001.png"))[:TILE, :TILE] for date in "AB"]
+    for date, image in zip("AB", pair, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{date}.png")
+    words = ("misgnet-export", "publish", bundle, "--as", "deepness", "-o", tmp_path / "published")
+    assert exit_code(main, *words) == 0
+    model, mask = DeepnessModel(tmp_path / "published/change.onnx"), tmp_path / "mask.png"
+    dates = (tmp_path / "A.png", tmp_path / "B.png")
+    assert run("misgnet_runtime", "predict", bundle, *dates, "-o", mask, "--engine", "cpu").returncode == 0
+    expected, found = read_image_mask(mask), model.mask(np.concatenate(pair, -1)[None])[0]
+    assert expected.any() and (found == expected).mean() > 0.9999
+    assert model.metadata["resolution"] == 50.0  # cm
 
 
 def test_parity_command_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
@@ -280,7 +323,7 @@ def test_parity_command_needs_no_torch(bundle: Path, data: Path, tmp_path: Path)
 
 def test_failed_parity_exits_with_3_and_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
-    result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
+    result = run("misgnet_export", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
     assert result.returncode == 3 and "F1 drop" in result.stderr
     assert not json.loads(out.read_text())["engines"][0]["verdict"]["passed"]
 
@@ -290,7 +333,7 @@ def test_modified_bundle_is_rejected_by_parity(bundle: Path, data: Path, tmp_pat
     original = graph.read_bytes()
     try:
         graph.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
-        result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test")
+        result = run("misgnet_export", "parity", bundle, "--eval", data / "test")
     finally:
         graph.write_bytes(original)
     assert result.returncode == 4 and "int8_cpu.onnx" in result.stderr and "Traceback" not in result.stderr
@@ -299,7 +342,7 @@ def test_modified_bundle_is_rejected_by_parity(bundle: Path, data: Path, tmp_pat
 @pytest.mark.slow
 def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
+    result = run("misgnet_export", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
     assert result.returncode == 3, result.stderr
     assert not output.exists()
     rejected = tmp_path / "bundle.rejected"
@@ -313,7 +356,7 @@ def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -
 @pytest.mark.parametrize("stage", ["export to ONNX", pytest.param("evaluate cpu", marks=pytest.mark.slow)])
 def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "bundle"
-    command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output, *QUICK))]
+    command = [sys.executable, "-u", "-m", "misgnet_export", *map(str, build_arguments(data, output, *QUICK))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     assert process.stdout
     for line in process.stdout:
@@ -325,7 +368,7 @@ def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, 
     assert not output.exists()
     left = list(tmp_path.iterdir())
     assert all(p.name.startswith(".bundle.building-") or p.name == ".bundle.lock" for p in left)
-    refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # invalid input, but it cleans up first
+    refused = run("misgnet_export", *build_arguments(tmp_path, output))  # invalid input, but it cleans up first
     assert refused.returncode == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -335,8 +378,8 @@ PREVIOUS = {"export to ONNX": "read the network", "evaluate cpu": "evaluate PyTo
 
 def test_existing_bundle_survives_refused_and_failed_builds(bundle: Path, data: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    assert run("misgnet_export.cli", *build_arguments(data, bundle)).returncode == 2
-    broken = run("misgnet_export.cli", *build_arguments(data / "nowhere", bundle, "--force"))
+    assert run("misgnet_export", *build_arguments(data, bundle)).returncode == 2
+    broken = run("misgnet_export", *build_arguments(data / "nowhere", bundle, "--force"))
     assert broken.returncode == 4 and "nowhere" in broken.stderr
     assert (bundle / "manifest.json").read_bytes() == before
 
@@ -372,7 +415,7 @@ def test_invalid_requests_are_rejected_early(
 def test_images_cannot_be_used_for_calibration_and_evaluation(data: Path, tmp_path: Path) -> None:
     arguments = build_arguments(data, tmp_path / "bundle")
     arguments[arguments.index(data / "test")] = data / "train"
-    result = run("misgnet_export.cli", *arguments)
+    result = run("misgnet_export", *arguments)
     assert result.returncode == 4 and "pair_00000" in result.stderr
 
 

@@ -21,7 +21,7 @@ from misgnet.synthetic import write_split
 from misgnet_export.cli import main as cli
 from misgnet_export.pipeline import evaluate
 from misgnet_export.pipeline.auto_target import Choice
-from misgnet_export.pipeline.leave_out import leave_out_misses, without_misses
+from misgnet_export.pipeline.leave_out import leave_out_float_graph, leave_out_misses, without_misses
 from misgnet_export.pipeline.progress import StageLog
 from misgnet_export.pipeline.result import Draft, Evidence, GraphFile
 from misgnet_runtime.accuracy.parity import EngineParity
@@ -131,8 +131,8 @@ Drafted = Callable[..., tuple[Draft, Draft, str]]
 def leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drafted:
     """Applies the stage to a bundle of the engines ENTRIES, of which some miss."""
 
-    def run(*missed: str) -> tuple[Draft, Draft, str]:
-        (tmp_path / "graphs").mkdir()
+    def run(*missed: str, float_graph: bool = True) -> tuple[Draft, Draft, str]:
+        (tmp_path / "graphs").mkdir(exist_ok=True)
         for item in GRAPHS:
             for file in {item.file, *structs.astuple(item.split)}:
                 (tmp_path / file).touch()
@@ -147,7 +147,7 @@ def leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drafted:
         monkeypatch.setattr("misgnet_export.pipeline.request.choose_here", lambda: chosen)
         text = io.StringIO()
         log = StageLog(Console(file=text, width=500))
-        context = context_of(replace(request_of(), requested=("auto",)), tmp_path, log=log)
+        context = context_of(replace(request_of(), requested=("auto",), float_graph=float_graph), tmp_path, log=log)
         return draft, leave_out_misses(context, draft), text.getvalue()
 
     return run
@@ -191,6 +191,25 @@ def test_graph_that_nothing_uses_is_removed_with_its_parts(leave_out: Drafted, t
 def test_nothing_changes_if_no_engine_misses(leave_out: Drafted, tmp_path: Path) -> None:
     draft, found, printed = leave_out()
     assert found is draft and not printed and len(files(tmp_path)) == 9
+
+
+def test_float_graph_is_left_out_with_its_engine_on_request(leave_out: Drafted, tmp_path: Path) -> None:
+    draft, _, _ = leave_out()
+    kept = leave_out_float_graph(context_of(request_of(), tmp_path), draft)
+    assert kept is draft
+    found = leave_out_float_graph(context_of(request_of(float_graph=False), tmp_path), draft)
+    assert [one.name for one in found.engines] == ["cpu", "openvino", BF16]
+    assert (found.graphs, found.dropped) == (draft.graphs[1:], draft.graphs[:1])
+    assert list(found.evidence.pictures) == ["cpu", "openvino", BF16]
+    assert found.evidence.parity == draft.evidence.parity
+    assert files(tmp_path) == {f"{name}{part}" for name in ("cpu", "openvino") for part in ("", "_encoder", "_head")}
+
+
+def test_without_the_float_graph_cpu_must_pass(leave_out: Drafted) -> None:
+    _, found, printed = leave_out("cpu", float_graph=False)
+    assert not found.evidence.parity.passed and not printed
+    _, found, _ = leave_out("openvino", float_graph=False)
+    assert found.evidence.parity.passed and [one.name for one in found.engines] == ["cpu-float32", "cpu", BF16]
 
 
 @pytest.mark.slow

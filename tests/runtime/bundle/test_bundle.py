@@ -285,6 +285,7 @@ def test_invalid_interface_is_refused(bundle: Path, field: str, value: Any) -> N
         lambda m: m.update(overlap=0, overlaps=[{**MEASURED, "seam_agreement": -0.1}]),
         lambda m: m.update(overlap=0, overlaps=[{**MEASURED, "times_computed": 0.5}]),
         lambda m: m.update(max_f1_drop=None),
+        lambda m: m.update(float_graph=False),  # it has engines in float32
         lambda m: m.update(min_f1_ratio=0.999),
         lambda m: m.update(max_f1_drop=None, min_f1_ratio=1.5),
         lambda m: m.update(bundle_version=-1),

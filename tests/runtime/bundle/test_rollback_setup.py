@@ -189,7 +189,7 @@ def held(state: Path) -> Iterator[Path]:
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "misgnet_runtime.cli", *map(str, words)]
+    line = [sys.executable, "-m", "misgnet_runtime", *map(str, words)]
     return subprocess.run(line, text=True, capture_output=True, check=False, timeout=20)
 
 

@@ -102,7 +102,7 @@ def test_a_full_disk_behind_stdout_does_not_stop_the_work(tmp_path: Path, comman
         for date, pixels in zip(("before", "after"), images(70, 60), strict=True):
             write_image(tmp_path / f"in/{name}_{date}.png", pixels)
     more = {"watch": [tmp_path / "in", "-o", tmp_path, "--once", "--settle", "0"]}
-    words = [sys.executable, "-m", "misgnet_runtime.cli", command, bundle, *more.get(command, [])]
+    words = [sys.executable, "-m", "misgnet_runtime", command, bundle, *more.get(command, [])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES), "PYTHONUNBUFFERED": buffered}
     with Path("/dev/full").open("w") as full:
         found = subprocess.run(list(map(str, words)), stdout=full, stderr=-1, env=environment, text=True, check=False)

@@ -339,7 +339,7 @@ def test_an_interruption_exits_with_130(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_subprocess_exits_the_same_way(place: Place) -> None:
     (place.bundle / "extra").touch()
-    command = [sys.executable, "-m", "misgnet_runtime.cli", *place.predict()]
+    command = [sys.executable, "-m", "misgnet_runtime", *place.predict()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (4, "")

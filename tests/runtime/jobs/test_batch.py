@@ -241,7 +241,7 @@ def test_forty_scenes_with_two_processes_one_of_which_is_killed(workspace: Batch
 
 def test_workers_exit_if_the_driver_is_killed(workspace: BatchWorkspace) -> None:
     workspace.add("big", 2000, 1500)
-    command = [sys.executable, "-m", "misgnet_runtime.cli", "batch", str(workspace.bundle), str(workspace.table())]
+    command = [sys.executable, "-m", "misgnet_runtime", "batch", str(workspace.bundle), str(workspace.table())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     driver = subprocess.Popen([*command, "-o", str(workspace.out)], env=environment, stderr=subprocess.DEVNULL)
     lock, holders = work_folder(workspace.out, "big") / "lock", list[Path]()

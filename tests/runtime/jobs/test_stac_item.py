@@ -232,6 +232,13 @@ def test_the_item_of_a_result_is_valid(place: Place) -> None:
         ("derived_from", f"../dates/{name}.json", "application/geo+json") for name in ("before", "after")
     ]  # fmt: skip
     assert pystac.Item.from_dict(item).id == "change"
+    for part, field, wrong in (
+        (item["properties"], "proj:shape", [H]), (item["properties"], "processing:software", "misgnet-export 1.0"),
+        (item["assets"]["change"], "file:size", "many"), (item["assets"]["change"], "raster:bands", [{}]),
+    ):  # fmt: skip
+        right, part[field] = part[field], wrong
+        assert problems(item)
+        part[field] = right
 
 
 def test_the_item_states_how_the_result_was_made(place: Place) -> None:

@@ -15,13 +15,21 @@ from misgnet_runtime.storage.atomic import replace_file
 
 Row = dict[str, Any]
 _TEXT = ("id", "status", "before", "after", "output", "products", "engine", "worker", "finished", "message")
-_WHOLE = ("attempts", "height", "width", "unread_blocks", "unread_pixels", "polygons", "tiles", "resumed")
-_SHARES = ("changed_share", "valid_share", "nodata_share", "unreadable_share_before", "unreadable_share_after")
-_REAL = (*_SHARES, "seconds")
+_WHOLE = (
+    "attempts", "height", "width", "unread_blocks", "unread_pixels", "polygons", "tiles", "resumed",
+    "registration_inliers", "registration_windows",
+)  # fmt: skip
+_SHARES = (
+    "changed_share", "valid_share", "nodata_share", "aoi_valid_share", "unreadable_share_before",
+    "unreadable_share_after",
+)  # fmt: skip
+_REAL = (*_SHARES, "registration_rows", "registration_columns", "registration_residual", "seconds")
 COLUMNS = (
     "id", "status", "changed_share", "valid_share", "nodata_share", "polygons", "output", "products", "message",
     "attempts", "height", "width", "unread_blocks", "unread_pixels", "unreadable_share_before",
     "unreadable_share_after", "tiles", "resumed", "seconds", "engine", "worker", "finished", "before", "after",
+    "aoi_valid_share", "registration_rows", "registration_columns", "registration_inliers", "registration_windows",
+    "registration_residual",
 )  # fmt: skip
 
 
@@ -56,8 +64,10 @@ def _row(scene: Scene, record: Record) -> Row:
         return row | {"status": "waiting"}
     *products, change = end.outputs
     blocks, pixels = end.figures["unread"]
+    registration = {f"registration_{name}": value for name, value in (end.figures.get("registration") or {}).items()}
+    figures = {**end.figures, **registration}
     return row | {
-        **{name: end.figures[name] for name in COLUMNS if name in end.figures},
+        **{name: figures[name] for name in COLUMNS if name in figures},
         "status": "done", "attempts": end.attempts, "finished": _time(end), "worker": end.worker, "output": change,
         "products": " ".join(products), "unread_blocks": blocks, "unread_pixels": pixels,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs ``misgnet-run`` as ``python -m misgnet_runtime.cli``."""
+"""Runs ``misgnet-run`` as ``python -m misgnet_runtime``."""
 
 from misgnet_runtime.cli.main import main
 

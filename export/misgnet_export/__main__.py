@@ -1,4 +1,4 @@
-"""Runs the command line as ``python -m misgnet_export.cli``."""
+"""Runs ``misgnet-export`` as ``python -m misgnet_export``."""
 
 from misgnet_export.cli.main import main
 
