@@ -174,6 +174,17 @@ def test_other_colour_models_are_refused(workspace: Workspace, case: str) -> Non
     workspace.refused("after.tif", *words)
 
 
+def test_all_missing_declarations_of_both_dates_are_one_message(workspace: Workspace) -> None:
+    for path in (workspace.before, workspace.after):
+        write_raster(path, np.concatenate([AFTER, AFTER[:1]]).astype(np.uint16))
+    workspace.refused("before.tif, like ", "after.tif, has 4 bands; specify", "; it also contains uint16, ")
+    write_raster(workspace.before, BEFORE)
+    workspace.refused(
+        "after.tif has 4 bands; specify", "--bands 3,2,1", "; it also contains uint16, ", "--stretch 2,98"
+    )
+    workspace.refused("after.tif contains uint16, ", more=("--after-bands", "3,2,1"))
+
+
 @pytest.mark.parametrize("pixels", [RGB8, PixelFormat(4, "uint16")])
 def test_advice_for_other_colour_models_suits_the_network(tmp_path: Path, pixels: PixelFormat) -> None:
     """A program tags any four bands as CMYK; then only the tag is wrong."""
