@@ -11,6 +11,7 @@ python3 dev.py lint     run ruff (further arguments go to it), import-linter for
 python3 dev.py format   run ruff format (further arguments go to it)
 python3 dev.py types    run mypy, which is strict for the runtime (further arguments go to it)
 python3 dev.py docs     build the documentation into site/; warnings are errors (further arguments go to mkdocs build)
+python3 dev.py examples draw the demo scene, build the demo bundle, and run the notebooks, all in examples/ (minutes)
 python3 dev.py wheel    build the wheel, install it in a clean environment outside the checkout, and run a bundle there
 """
 
@@ -95,13 +96,19 @@ def docs(arguments: list[str]) -> None:
     run("mkdocs", "build", "--strict", *arguments)
 
 
+def examples(arguments: list[str]) -> None:
+    """Makes the files of examples/ again that are generated."""
+    run("python", "examples/make_demo.py")
+    run("python", "tools/run_notebooks.py", *arguments)
+
+
 def wheel(arguments: list[str]) -> None:
     run("python", "tools/check_wheel.py", *arguments)
 
 
 TASKS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo, "test": test, "lowest": lowest, "lint": lint, "format": format_code, "types": types,
-    "docs": docs, "wheel": wheel,
+    "docs": docs, "examples": examples, "wheel": wheel,
 }  # fmt: skip
 
 
