@@ -63,7 +63,7 @@ except SystemExit as ended:
     )
     out = python(code, "predict", str(bundle), *pair, "-o", str(tmp_path / "mask.png"))
     assert (tmp_path / "mask.png").is_file()
-    assert "engine cpu-float32 (fastest that runs here; rtx-sm86 does not run: TensorRT for RTX was requested" in out
+    assert out.endswith("engine cpu-float32 (fastest that runs here)\n")
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
@@ -103,7 +103,7 @@ def test_export_except_build_imports_without_torch_and_onnx() -> None:
     """Bundles are verified, reported, served and installed on machines that do not build them."""
     modules = (
         "cli.main", "pipeline.reparity", "report.precision", "integrations.triton.repository",
-        "integrations.wheelhouse", "integrations.signing",
+        "integrations.publish.run", "integrations.wheelhouse", "integrations.signing",
     )  # fmt: skip
     paths = [str(ROOT / name) for name in ("export", "calibration")]
     python(f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,13 +34,13 @@ def test_requirement_without_a_lower_bound_is_refused(given: str) -> None:
 
 def test_runtime_and_its_extras_have_lower_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """set_up_lowest takes them from pyproject.toml and leaves out the compiler's requirements."""
-    asked: dict[str, object] = {}
-    monkeypatch.setattr(dev, "install", lambda where, pins, needs, why: asked.update(pins=pins, needs=needs))
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(dev, "create", lambda where, files, steps, why: made.update(files=files, steps=steps))
     monkeypatch.setattr(dev.sys, "version_info", (3, 12))
     dev.set_up_lowest()
-    names = {line.partition("==")[0] for line in str(asked["pins"]).splitlines()}
+    ((constraints, pins),), (step,) = made["files"].items(), made["steps"]
+    names = {line.partition("==")[0] for line in pins.splitlines()}
     assert {"numpy", "onnxruntime", "Pillow", "rasterio", "shapely", "cryptography"} <= names
     assert not names & {"torch", "onnx", "jinja2"}
-    needs = asked["needs"]
-    assert isinstance(needs, list) and needs[0] == ".[geo,verify]"
-    assert {need.partition(">")[0] for need in needs[1:]} == set(dev.TEST_TOOLS)
+    assert step[:4] == ["-c", constraints, "-e", ".[geo,verify]"]
+    assert {str(need).partition(">")[0] for need in step[4:]} == set(dev.TEST_TOOLS)

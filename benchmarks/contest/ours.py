@@ -58,7 +58,7 @@ class Recorded:
 
 def build_bundle(weights: Path, options: list[str], output: Path) -> Path:
     """Builds a bundle from ``weights``; raises MisgnetError if the build fails, which prints its own message."""
-    module = "misgnet_export.cli"
+    module = "misgnet_export"
     command = python_command(module, "build", str(weights), *options, "-o", str(output))
     code = subprocess.run(command, check=False, stdout=sys.stderr, env=environment(module)).returncode
     if code:

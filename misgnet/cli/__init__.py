@@ -19,7 +19,13 @@ app = make_app(
 
 
 @app.callback()
-def every_command(*, lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT, version: arguments.Version = False) -> None:
+def every_command(
+    *,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
+    lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
+    version: arguments.Version = False,
+) -> None:
     """Accepts the options of all commands; they may precede or follow the command's name."""
 
 

@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskID
 
 from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.errors import UnavailableError, UsageError
+from misgnet_runtime.log import unless_quiet
 
 Weights = Annotated[Path, typer.Argument(help="Checkpoint: safetensors or any published MISGNet file.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="PATH", help="Path of the result.")]
@@ -44,7 +45,7 @@ class Bar(Progress):
     """A progress bar on stderr; pass its ``move`` as a function's ``progress`` callback."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(console=err_console, transient=True)
+        super().__init__(console=unless_quiet(err_console), transient=True)
         self._bar: TaskID = self.add_task(name, total=None)
 
     def move(self, done: int, of: int) -> None:

@@ -16,7 +16,6 @@ import typer
 
 from misgnet.cli.options import Device, TileSide, need_torch
 from misgnet.cli.training_display import TrainingDisplay
-from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import current
@@ -159,7 +158,7 @@ def train(
     given = {**context.params, "distill": distill if distill is not None else float(teacher is not None)}
     if qat and not resume and not _is_on_command_line(context, "learning_rate"):
         given["learning_rate"] = _QAT_RATE
-        err_console.print(f"--qat uses learning rate {_QAT_RATE:g}; change it with --learning-rate", highlight=False)
+        current().info(f"--qat uses learning rate {_QAT_RATE:g}; change it with --learning-rate")
     if workers < 1 or cache_gib < 0:
         raise UsageError(
             f"--workers is {workers} and --cache-gib is {cache_gib}; --workers must be 1 or more, --cache-gib 0 or more"

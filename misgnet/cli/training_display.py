@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.formatting import plural
+from misgnet_runtime.log import unless_quiet
 
 if TYPE_CHECKING:
     from misgnet.training import EpochReport, Report, StepReport
@@ -25,7 +26,7 @@ class TrainingDisplay:
         columns = (
             TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[now]}"),
         )  # fmt: skip
-        self._bars = Progress(*columns, console=err_console, disable=not shown)
+        self._bars = Progress(*columns, console=unless_quiet(err_console), disable=not shown)
         self._bar = self._bars.add_task("training", total=1.0, now="")
         self._start: tuple[float, float] | None = None
         self._loss = self._speed = 0.0

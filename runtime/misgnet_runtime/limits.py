@@ -23,6 +23,8 @@ POLICY_BYTES = 64 * _KIB
 POLICY_LINE = 4 * _KIB
 POLICY_NAME = 128
 KEY_BYTES = 1 * _MIB
+CONFIG_BYTES = 64 * _KIB
+CONFIG_DOTS = 200
 ACCEPTED_BYTES = 64 * _KIB
 
 GEOTIFF_BYTES = 512 * _MIB
@@ -143,6 +145,10 @@ READERS = (
         Limit("", POLICY_BYTES, "bytes", "about 500 products"),
         Limit("in a line", POLICY_LINE, "bytes", "the longest path"),
         Limit("of a field's name", POLICY_NAME, "bytes", "time to parse grows with the square of its dotted parts"),
+    ), seconds=2, mebibytes=64),
+    Reader(name="config", file="options (`--config`, `MISGNET_CONFIG`)", how="TOML of known options", limits=(
+        Limit("", CONFIG_BYTES, "bytes", "all options of a build with their help take 9 kB"),
+        Limit("dots in a line", CONFIG_DOTS, "", "time to parse grows with the square of a name's dotted parts"),
     ), seconds=2, mebibytes=64),
     Reader(name="checkpoint", file="checkpoint, a pickle",
            how="by an unpickler that calls nothing (`misgnet/_unpickle.py`); "

@@ -1,16 +1,18 @@
 """Logs a command's events as text, or with ``--log json`` as one JSON object per line.
 
 Based on the standard :mod:`logging`: the caller sets the level, a formatter the format. Every JSON object has ``time``
-(RFC 3339, UTC), ``level`` (info, warning or error), ``event``, and ``message``, the text of the text format. The other
-fields depend on ``event``; null means not applicable or not a finite number:
+(RFC 3339, UTC), ``level`` (debug, info, warning or error), ``event``, and ``message``, the text of the text format.
+The other fields depend on ``event``; null means not applicable or not a finite number:
 
+    debug     what a command does and how long it takes, with the same fields as ``note``; only if requested
     note      information about a run; ``watch`` adds ``pair``, and ``batch`` adds ``scene``, if it concerns one
     warning   a possible problem, with the same fields as ``note``
     progress  ``steps`` (the unit that is counted), ``done`` and ``total``; at most one per second
     result    the fields of the command's report, as numbers
     error     the reason why a command ends: ``kind`` and ``exit_code``; for a bug also ``traceback``
 
-Results go to stdout and all other events to stderr, in both formats. In text, control characters are escaped.
+Results go to stdout and all other events to stderr, in both formats. In text, control characters are escaped, and lines
+start with the time if requested. Results are written at every level.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,8 +77,19 @@ err_console = SafeConsole(stderr=True, emoji=False)  # a path may hold :car:
 out_console = SafeConsole(emoji=False)
 _SECONDS = 1.0  # between two progress events
 _STANDARD = ("exc_info", "stack_info", "stacklevel")
-_EVENTS = {logging.INFO: "note", logging.WARNING: "warning"}
-_form: LogFormat = "text"
+_EVENTS = {logging.DEBUG: "debug", logging.INFO: "note", logging.WARNING: "warning"}
+
+
+@dataclass
+class _Settings:
+    """How this process writes its events."""
+
+    form: LogFormat = "text"
+    level: int = logging.INFO  # the lowest level that is written
+    timestamps: bool = False  # whether lines of text start with the time
+
+
+_settings = _Settings()
 
 
 class EventLog(_Adapter):
@@ -138,7 +152,7 @@ class EventLog(_Adapter):
                 clock,
             )
             return
-        if not err_console.is_terminal:  # Rich before 14.3 ends a disabled bar with an empty line
+        if is_quiet() or not err_console.is_terminal:  # Rich before 14.3 ends a disabled bar with an empty line
             yield lambda *_: None
             return
         from rich.progress import Progress as Bars
@@ -152,6 +166,12 @@ class TextFormatter(logging.Formatter):
     """Formats events as text; warnings and errors start with their level. Control characters are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if not _settings.timestamps:
+            return self._text(record)
+        time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        return "\n".join(f"{time.replace('+00:00', 'Z')} {line}" for line in self._text(record).splitlines())
+
+    def _text(self, record: logging.LogRecord) -> str:
         message, event = record.getMessage(), _event(record)
         if event == "result":
             return _printable_lines(message)
@@ -186,13 +206,14 @@ class _StreamHandler(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(StorageError):
-            self._write(record)
+        if record.levelno >= _settings.level or _event(record) == "result":
+            with suppress(StorageError):
+                self._write(record)
 
     def _write(self, record: logging.LogRecord) -> None:
         result = _event(record) == "result"
         text = self.format(record)
-        if _form == "json":
+        if is_json():
             stream = sys.stdout if result else sys.stderr
             stream.write(text + "\n")
             stream.flush()
@@ -222,19 +243,44 @@ def current() -> EventLog:
 
 def use(form: LogFormat) -> LogFormat:
     """Writes all events of this process to its streams in ``form``; only commands call it, not importing programs."""
-    global _form  # noqa: PLW0603 - one for the process, like its streams
-    _form = form
+    _settings.form = form
     _HANDLER.setFormatter(_FORMATTERS[form])
-    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.setLevel(min(_settings.level, logging.INFO))  # the handler also drops what is below a higher level
     _LOGGER.propagate = False
     _LOGGER.addHandler(_HANDLER)  # adding the same handler again has no effect
     warnings.showwarning = _python_warning  # type: ignore[assignment]
     return form
 
 
+def use_level(level: int) -> None:
+    """Writes events from this level of :mod:`logging` on, and results; default: ``logging.INFO``."""
+    _settings.level = level
+    _LOGGER.setLevel(min(level, logging.INFO))
+
+
+def use_timestamps(wanted: bool) -> None:
+    """Sets whether each line of the text format starts with the time (RFC 3339, UTC)."""
+    _settings.timestamps = wanted
+
+
+def level() -> int:
+    """Returns the lowest level that is written."""
+    return _settings.level
+
+
+def is_quiet() -> bool:
+    """Returns whether only warnings, errors and results are written."""
+    return _settings.level > logging.INFO
+
+
+def unless_quiet(console: Console) -> Console:
+    """Returns a console for progress and intermediate findings: ``console``, or one that prints nothing."""
+    return Console(quiet=True) if is_quiet() else console
+
+
 def is_json() -> bool:
     """Returns whether events are written as JSON."""
-    return _form == "json"
+    return _settings.form == "json"
 
 
 def collector() -> tuple[EventLog, list[logging.LogRecord]]:

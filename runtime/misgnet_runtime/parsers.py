@@ -38,12 +38,22 @@ def yes_or_no(text: str) -> bool:
     return text.lower() in YES
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _number(kind: Callable[[str], float], expected: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"expected {expected}") from None
+            point = text.replace(",", ".")
+            like = f", with a decimal point: {point}" if kind is float and "," in text and _is_number(point) else ""
+            raise ValueError(f"expected {expected}{like}") from None
 
     return parse
 

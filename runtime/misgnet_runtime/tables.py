@@ -1,7 +1,7 @@
 """Prints tables that stay readable at any width: nothing in them is cut, in a terminal or in a file.
 
-A table that is wider than the terminal wraps its widest column at words; if a word would be split, each row becomes a
-block of lines. Where there is no terminal, tables are as wide as they need to be.
+A table that is wider than the terminal gets smaller gaps, then wraps its widest column at words; if a word would be
+split, each row becomes a block of lines. Where there is no terminal, tables are as wide as they need to be.
 """
 
 from __future__ import annotations
@@ -55,13 +55,20 @@ def print_table(table: Table, console: Console = out_console) -> None:
 
 def _laid_out(table: Table, console: Console) -> list[Table] | list[Text]:
     """Returns the table with a width that shows all of it, or its rows as lines of text."""
-    widest = console.options.update(width=1 << 16)
-    table.width = needed = console.measure(table, options=widest).maximum
-    if console.is_terminal and needed > console.width:
-        if not _wrapped(table, needed - console.width, console):
-            return list(_blocks(table, console))
-        table.width = console.width
+    table.width = _width(table, console)
+    if console.is_terminal and table.width > console.width:
+        table.width, table.padding = None, 0
+        table.width = _width(table, console)
+        if table.width > console.width:
+            if not _wrapped(table, table.width - console.width, console):
+                return list(_blocks(table, console))
+            table.width = console.width
     return [table]
+
+
+def _width(table: Table, console: Console) -> int:
+    """Returns the width that shows the table without wrapping."""
+    return console.measure(table, options=console.options.update(width=1 << 16)).maximum
 
 
 def _wrapped(table: Table, excess: int, console: Console) -> bool:

@@ -88,7 +88,7 @@ class EngineRuns:
         if self.tiles is None:
             self._note("parity", "not run", "no folder of labelled tiles was given")
             return
-        self._command("parity", "misgnet_export.cli", "parity", "--eval", str(self.tiles))
+        self._command("parity", "misgnet_export", "parity", "--eval", str(self.tiles))
 
     def _command(self, name: str, package: str, command: str, *options: str) -> Outcome:
         """Runs a command of the project on the bundle."""

@@ -601,6 +601,22 @@ def _policy(_folder: Path) -> Read:
     return read_policy
 
 
+def _config(_folder: Path) -> Read:
+    from misgnet_runtime.storage.config import read_toml
+
+    return lambda path: read_toml(path, "--config x")
+
+
+def config(text: str) -> Any:
+    """Returns a maker of files of options that repeat ``text``; over the limit, of a name with too many parts."""
+
+    def make(path: Path, over: bool) -> None:
+        whole = "".join(text.replace("{number}", str(number)) for number in range((1 << 16) // len(text)))
+        path.write_text("a" + ".a" * 32_000 + " = 1\n" if over else whole[: 1 << 16])
+
+    return make
+
+
 def policy(*lines: str, dots: int) -> Any:
     """Returns a maker of policy files with names of ``dots`` parts; over the limit, a single very long name."""
 
@@ -923,6 +939,9 @@ FAMILIES: dict[str, Family] = {
     "features-entries": Family("features", _features, footer("features", _feature), has_over=True),
     "journal-line": Family("journal", _batch_record, record_of_one_line, has_over=True),
     "journal-lines": Family("journal", _batch_record, record_of_many_lines),
+    "config-dotted": Family("config", _config, config("d{number}" + ".a" * 199 + " = 1\n"), has_over=True),
+    "config-headers": Family("config", _config, config("[h{number}" + ".a" * 60 + "]\n")),
+    "config-nested": Family("config", _config, config("a = [" + "[" * 60_000 + "\n")),
     "policy-headers": Family("policy", _policy, policy("[b{number}{parts}]\n", dots=60), has_over=True),
     "policy-dotted": Family("policy", _policy, policy("[c{number}{parts}]\n", "d{parts} = 1\n", dots=60)),
     "policy-quoted": Family("policy", _policy, policy('"="{parts} = 1\n', dots=2_000)),

@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 
 from misgnet_runtime.cli import main as cli
-from misgnet_runtime.jobs.watch import attempts, journal, processing
+from misgnet_runtime.jobs import image
+from misgnet_runtime.jobs.watch import attempts, journal
 from misgnet_runtime.jobs.watch import worker as work
+from misgnet_runtime.pixels import PixelFormat
 
 SHORT = 100  # lines of a journal below which it is not compacted
 
-real = processing.read_pair
+real = image.read_pair
 
 
-def read_pair(before: Path, after: Path) -> Any:
+def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
     if before.name.startswith("crash-"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(before, after)
+    return real(before, after, pixels)
 
 
 def break_rule(name: str) -> None:
@@ -35,13 +37,13 @@ def break_rule(name: str) -> None:
     elif name == "attempts":  # crashes are not counted
         attempts.crashed = lambda *_: False  # type: ignore[assignment]
     elif name == "mask":  # masks are shifted
-        processing.read_pair = lambda *paths: tuple(np.roll(image, 3, 0) for image in read_pair(*paths))
+        image.read_pair = lambda *paths: tuple(np.roll(date, 3, 0) for date in read_pair(*paths))
     else:
         raise ValueError(name)
 
 
 if __name__ == "__main__":
-    processing.read_pair = read_pair
+    image.read_pair = read_pair
     journal.Journal.LINES = SHORT
     if broken := os.environ.get("SOAK_BROKEN"):
         break_rule(broken)

@@ -12,7 +12,7 @@ from misgnet_export.pipeline.request import BuildRequest
 from misgnet_runtime.cli.app import out_console
 from misgnet_runtime.cli.options import Given, none_required, takes_options
 from misgnet_runtime.errors import UnavailableError
-from misgnet_runtime.log import current
+from misgnet_runtime.log import current, is_quiet, unless_quiet
 from misgnet_runtime.options import check as check_limits
 from misgnet_runtime.options import make, missing
 from misgnet_runtime.tables import print_table
@@ -63,10 +63,11 @@ def build(
     from misgnet_export.pipeline.build import build as run
     from misgnet_export.report import parity_table, stage_table, throughput_table
 
-    built = run(request, out_console)
-    print_table(stage_table(built.stages))
-    print_table(parity_table(built.draft.evidence.parity))
-    print_table(throughput_table(built.draft.evidence.timings))
+    built = run(request, unless_quiet(out_console))
+    if not is_quiet():
+        print_table(stage_table(built.stages))
+        print_table(parity_table(built.draft.evidence.parity))
+        print_table(throughput_table(built.draft.evidence.timings))
     current().result([f"bundle: {built.bundle}", f"report: {built.report}"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from misgnet_export.cli.build import build
 from misgnet_export.cli.inspect import inspect
 from misgnet_export.cli.parity import parity
+from misgnet_export.cli.publish import publish
 from misgnet_export.cli.sign import sign
 from misgnet_export.cli.triton import triton
 from misgnet_export.cli.wheelhouse import wheelhouse
@@ -22,6 +23,8 @@ app = make_app(
 @app.callback()
 def every_command(
     *,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
     require_signature: arguments.RequireSignature = None,
     allow_older: arguments.AllowOlder = False,
     lock_timeout: arguments.LockTimeout = DEFAULT_TIMEOUT,
@@ -30,7 +33,7 @@ def every_command(
     """Options of all commands; they may be given before or after the command."""
 
 
-for command in (build, parity, inspect, triton, wheelhouse, sign):
+for command in (build, parity, inspect, publish, triton, wheelhouse, sign):
     app.command()(command)
 
 

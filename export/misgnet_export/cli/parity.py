@@ -12,6 +12,7 @@ from misgnet_runtime.bundle import GateRule
 from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.errors import GateFailed
+from misgnet_runtime.log import unless_quiet
 from misgnet_runtime.storage.atomic import refuse_existing
 from misgnet_runtime.tables import print_table
 
@@ -53,7 +54,7 @@ def parity(
     outputs = [path for path in (json_file, junit_file) if path is not None]
     for path in outputs:
         refuse_existing(path, force)
-    result = reparity(bundle, evaluation, limit, gate, err_console)
+    result = reparity(bundle, evaluation, limit, gate, unless_quiet(err_console))
     write_results(result, json_file, junit_file, accept_proxy=accept_proxy, force=force)
     print_table(parity_table(result))
     if not result.passed:

@@ -19,7 +19,7 @@ from misgnet_runtime.bundle.quantization import Calibration, Quantization
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.limits import MANIFEST_BYTES, MANIFEST_VALUES
 from misgnet_runtime.pixels import LARGEST, MOST_BANDS, PixelFormat, Samples
-from misgnet_runtime.storage.files import is_not_regular_file
+from misgnet_runtime.storage.files import is_file, is_not_regular_file
 from misgnet_runtime.storage.schema import JSON_ERRORS, Count, Positive, Sha256, Struct
 
 SCHEMA_VERSION = 2
@@ -432,13 +432,20 @@ def read_manifest_bytes(path: Path) -> bytes:
             raise InputError(f"manifest {path} is not a regular file")
         with path.open("rb") as file:
             data = file.read(MANIFEST_BYTES + 1)
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is not a bundle: it has no {path.name}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path.parent} is not a bundle: {_lacking(path)}") from error
     except OSError as error:
         raise InputError(f"manifest {path} cannot be read: {error}") from error
     if len(data) > MANIFEST_BYTES:
         raise InputError(f"manifest {path} is larger than {MANIFEST_BYTES} bytes, which is the limit")
     return data
+
+
+def _lacking(path: Path) -> str:
+    """Returns why there is no manifest ``path``."""
+    if is_file(path.parent):
+        return "it is a file; give the folder that `misgnet-export build` made"
+    return f"it has no {path.name}" if path.parent.is_dir() else "there is no such folder"
 
 
 def _contradiction(m: Manifest) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from misgnet_runtime.bundle.manifest import EngineEntry, FileEntry, Manifest, de
 from misgnet_runtime.bundle.signing.policy import Trust, required
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.limits import BUNDLE_BYTES, MANIFEST_BYTES
+from misgnet_runtime.log import current
 from misgnet_runtime.storage.files import file_sha256
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def read_unsigned(path: Path) -> Bundle:
     Raises:
         InputError: As :func:`read_bundle`.
     """
+    started = time.monotonic()
     if (path / MANIFEST).is_symlink():
         raise InputError(f"{path} is not a bundle: its {MANIFEST} is a link")
     read_manifest_bytes(path / MANIFEST)  # raises a precise error if the manifest is missing
@@ -129,6 +132,8 @@ def read_unsigned(path: Path) -> Bundle:
         if found not in listed and found not in (MANIFEST, SIGNATURE):
             raise InputError(f"bundle {path} holds '{found}', which its manifest does not list")
     files.expect(manifest.files, hashlib.sha256(data).hexdigest())
+    seconds = time.monotonic() - started
+    current().debug(f"read bundle {path} in {seconds:.2f} s: {len(listed)} files, {size / 1e6:.1f} MB", seconds=seconds)
     return Bundle(path=path, manifest=manifest, files=files)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -15,7 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 from misgnet_runtime import log
 from misgnet_runtime.cli import help as help_page
 from misgnet_runtime.cli.completion import COMMAND
-from misgnet_runtime.cli.mistakes import check_bundle, explain, unknown_command
+from misgnet_runtime.cli.config import defaults_in_force
+from misgnet_runtime.cli.mistakes import check_paths, explain, unknown_command
 from misgnet_runtime.cli.standard_streams import steady_streams
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import printable
@@ -34,7 +37,9 @@ def run_app(app: Callable[[], object]) -> None:
 
     The text of a KeyboardInterrupt is logged; it may say what the command left behind.
     """
-    log.use("text")  # default, until --log is parsed
+    log.use_level(logging.INFO)  # defaults, until the options are parsed
+    log.use_timestamps(False)
+    log.use("text")
     with steady_streams() as check:
         _run(app, check)
 
@@ -110,8 +115,14 @@ class _Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        check_bundle(ctx)
-        return super().invoke(ctx)
+        check_paths(ctx)
+        if defaults := defaults_in_force():
+            log.current().debug(f"defaults are read from {defaults.file}", file=defaults.file)
+        started = time.monotonic()
+        found = super().invoke(ctx)
+        seconds = time.monotonic() - started
+        log.current().debug(f"{ctx.info_name} took {seconds:.2f} s", seconds=seconds)
+        return found
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
         return help_page.usage_pieces(self)
@@ -189,7 +200,9 @@ def _after_the_command(option: Any) -> Any:
     found, use = copy(option), option.callback
 
     def use_if_given(ctx: Any, param: Any, value: Any) -> Any:
-        if use is not None and ctx.get_parameter_source(param.name).name == "COMMANDLINE":
+        source = ctx.get_parameter_source(param.name).name
+        before = ctx.parent.get_parameter_source(param.name).name
+        if use is not None and (source == "COMMANDLINE" or (source == "DEFAULT_MAP" and before != "COMMANDLINE")):
             use(ctx, param, value)
 
     found.callback, found.expose_value, found.rich_help_panel = use_if_given, False, "Every command"

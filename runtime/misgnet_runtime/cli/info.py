@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from misgnet_runtime.cli.config import defaults_in_force
 from misgnet_runtime.cli.options import BundlePath
 from misgnet_runtime.formatting import not_here, printable, truncated
 from misgnet_runtime.log import current, is_json, out_console
@@ -68,7 +69,8 @@ def print_info(path: Path, console: Console) -> None:
     """Prints what auto selects here, which engines run here, and the engines, quantization and files of a bundle."""
     found = _read(path)
     choice = _choice_lines(found.choice) if found.choice else ()
-    for line in (*_summary(path, found), *_running(found), *choice, ""):
+    defaults = set_here.lines() if (set_here := defaults_in_force()) else ()
+    for line in (*_summary(path, found), *_running(found), *choice, *defaults, ""):
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
     for engine in found.engines:
         if engine.detail:
@@ -126,7 +128,8 @@ def _figures(found: _Found) -> dict[str, Any]:
     signed = found.bundle.signed
     return {
         "bundle": found.bundle.path, "auto": found.auto, "engines": found.engines, "choice": found.choice,
-        "signed": signed and _signed(signed), "manifest": found.bundle.manifest,
+        "signed": signed and _signed(signed), "defaults": defaults_in_force(),
+        "manifest": found.bundle.manifest,
     }  # fmt: skip
 
 

@@ -7,7 +7,17 @@ from misgnet_runtime.cli.batch import batch
 from misgnet_runtime.cli.bench import bench
 from misgnet_runtime.cli.compile import compile_plans
 from misgnet_runtime.cli.info import info
-from misgnet_runtime.cli.options import AllowOlder, LockTimeout, Log, RequireSignature, Version
+from misgnet_runtime.cli.options import (
+    AllowOlder,
+    Config,
+    LockTimeout,
+    Log,
+    Quiet,
+    RequireSignature,
+    Timestamps,
+    Verbose,
+    Version,
+)
 from misgnet_runtime.cli.predict import predict
 from misgnet_runtime.cli.series import encode, series
 from misgnet_runtime.cli.tune import tune
@@ -25,7 +35,11 @@ app = make_app(
 @app.callback()
 def every_command(
     *,
+    config: Config = None,  # first: later options take their defaults from it
     log: Log = "text",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    timestamps: Timestamps = False,
     require_signature: RequireSignature = None,
     allow_older: AllowOlder = False,
     lock_timeout: LockTimeout = DEFAULT_TIMEOUT,

@@ -11,18 +11,20 @@ from typing import Any
 
 from misgnet_runtime.cli.help import argument_usage, option_usage, type_name
 from misgnet_runtime.errors import UsageError
+from misgnet_runtime.storage.files import is_file
 
 # The commands of all programs, for those who ask the wrong one; the runtime cannot import the others.
 PROGRAMS = MappingProxyType({
     "misgnet-run": (
         "predict", "info", "verify", "batch", "bench", "encode", "series", "tune", "watch", "compile",
     ),
-    "misgnet-export": ("build", "parity", "inspect", "triton", "wheelhouse", "sign"),
+    "misgnet-export": ("build", "parity", "inspect", "triton", "publish", "wheelhouse", "sign"),
     "misgnet": ("prepare", "train", "evaluate", "predict", "synthesize"),
 })  # fmt: skip
 _EXPECTED = MappingProxyType({
     "int": "a whole number", "integer": "a whole number", "float": "a number",
 })  # fmt: skip
+_FILES = ("FILE", "SCENES", "RASTER", "REFERENCE", "DATES")  # words for values that are files
 _ALIKE = 0.7  # from which similarity on a name is suggested
 
 
@@ -47,23 +49,45 @@ def explain(error: Any, context: Any, arguments: Sequence[str]) -> str:
     return text if "; " in text else f"{text.rstrip('.')}; see `{context.command_path} --help`"
 
 
-def check_bundle(context: Any) -> None:
-    """Raises UsageError if the argument BUNDLE of a valid call is not a bundle, but another argument is."""
+def check_paths(context: Any) -> None:
+    """Raises UsageError if arguments of a valid call are swapped, or a path is a folder instead of a file."""
+    paths = [(param, value) for param in context.command.params for value in _paths(context.params.get(param.name))]
     bundle = context.params.get("bundle")
-    if bundle is None or _is_bundle(bundle):
-        return
-    for param in context.command.params:
-        values = context.params.get(param.name)
-        for value in values if isinstance(values, (list, tuple)) else [values]:
-            if param.name != "bundle" and isinstance(value, (str, Path)) and _is_bundle(value):
-                name = argument_usage(param) if param.param_type_name == "argument" else param.opts[0]
-                raise UsageError(f"BUNDLE is {bundle}, and {name} is {value}, which is a bundle; {_usage(context)}")
+    for param, path in paths:
+        if bundle is not None and param.name != "bundle" and _is_bundle(path) and not _is_bundle(bundle):
+            what = f"BUNDLE is {bundle}, and {_name(param)} is {path}, which is a bundle"
+            raise UsageError(f"{what}; {_usage(context)}")
+    for param, path in paths:
+        if param.metavar in _FILES and not _may_be_folder(context, param) and path.is_dir():
+            raise UsageError(f"{_name(param)} is {path}, which is a folder; name a file{_such_as(param, path)}")
+        if param.metavar == "BUNDLE" and is_file(path):
+            raise UsageError(f"{_name(param)} is {path}, which is a file; a bundle is a folder; {_usage(context)}")
+        if param.metavar == "FOLDER" and is_file(path):
+            raise UsageError(f"{_name(param)} is {path}, which is a file; name a folder")
 
 
-def _is_bundle(path: str | Path) -> bool:
+def _paths(values: Any) -> list[Path]:
+    some = values if isinstance(values, (list, tuple)) else [values]
+    return [Path(one) for one in some if isinstance(one, (str, Path)) and "\0" not in str(one)]
+
+
+def _may_be_folder(context: Any, param: Any) -> bool:
+    """Returns whether the command takes folders instead of files: ``predict`` does, if a date is one."""
+    return param.name == "output" and any(path.is_dir() for path in _paths(context.params.get("before")))
+
+
+def _such_as(param: Any, path: Path) -> str:
+    return f" in it, such as {_name(param)} {path / 'change.tif'}" if param.name == "output" else ""
+
+
+def _name(param: Any) -> str:
+    return argument_usage(param) if param.param_type_name == "argument" else min(param.opts, key=len)
+
+
+def _is_bundle(path: Path) -> bool:
     from misgnet_runtime.bundle.fields import MANIFEST
 
-    return (Path(path) / MANIFEST).is_file() if "\0" not in str(path) else False
+    return is_file(path / MANIFEST)
 
 
 def unknown_command(context: Any, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING
 from inspect import Parameter, Signature, signature
@@ -12,7 +13,10 @@ import typer
 
 from misgnet_runtime.bundle.signing.policy import POLICY_VARIABLE, SYSTEM_POLICY, VARIABLE, use_allow_older, use_key
 from misgnet_runtime.cli.completion import engine_names
-from misgnet_runtime.log import LogFormat, use
+from misgnet_runtime.cli.config import OPTION, use_config
+from misgnet_runtime.cli.config import VARIABLE as CONFIG_VARIABLE
+from misgnet_runtime.log import LogFormat, use, use_level, use_timestamps
+from misgnet_runtime.log import level as current_level
 from misgnet_runtime.options import Stated, bare, is_options, make, stated
 from misgnet_runtime.storage.lock import use_lock_timeout
 
@@ -23,6 +27,50 @@ Log = Annotated[
     LogFormat,
     typer.Option(help="Log format: text for people, json for one JSON object per line.", callback=use, is_eager=True),
 ]
+
+
+def _level_of(level: int) -> Callable[[typer.Context, typer.CallbackParam, bool], None]:
+    """Returns the callback of a flag that sets the level of the log; a flag on the command line overrides a file's."""
+
+    def use_flag(context: typer.Context, param: typer.CallbackParam, wanted: bool) -> None:
+        source = context.get_parameter_source(param.name or "")
+        if wanted and (current_level() == logging.INFO or (source is not None and source.name == "COMMANDLINE")):
+            use_level(level)
+
+    return use_flag
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "-q", "--quiet", help="Print only results, warnings and errors.", callback=_level_of(logging.WARNING),
+        is_eager=True,
+    ),
+]  # fmt: skip
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "-v", "--verbose", help="Also print what is done and how long it takes.", callback=_level_of(logging.DEBUG),
+        is_eager=True,
+    ),
+]  # fmt: skip
+Timestamps = Annotated[
+    bool,
+    typer.Option(
+        "--timestamps",
+        help="Start each line of the text log with the time (UTC), as for a service; JSON always has it.",
+        callback=use_timestamps, is_eager=True,
+    ),
+]  # fmt: skip
+Config = Annotated[
+    _OptionalPath,
+    typer.Option(
+        OPTION,
+        help="TOML file of defaults for any of these options, under their names without dashes in front; options of "
+        "one command may be in a table of its name. Paths in it start from its folder (default: none).",
+        metavar="FILE", envvar=CONFIG_VARIABLE, callback=use_config, is_eager=True,
+    ),
+]  # fmt: skip
 RequireSignature = Annotated[
     _OptionalPath,
     typer.Option(
@@ -121,6 +169,8 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     run.__name__, run.__doc__ = command.__name__, command.__doc__
+    all_options = [stated(kind) for kind in (classes | partial).values()]
+    run.stated = {name: one for options in all_options for name, one in options.items()}  # type: ignore[attr-defined]
     return run
 
 

@@ -15,6 +15,8 @@ from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import current
 from misgnet_runtime.raster.remote.address import is_address
 
+_FILES = (".png", ".tif", ".tiff")  # names of masks and maps
+
 
 @takes_options
 def predict(
@@ -98,6 +100,8 @@ def _predict_folders(
 ) -> None:
     from misgnet_runtime.jobs.folder import predict_folders
 
+    if output.suffix.lower() in _FILES and not output.is_dir():
+        raise UsageError(f"BEFORE and AFTER are folders, and -o is {output}, the name of a file; name a folder")
     if options.remote.remote:
         raise UsageError("--remote allows addresses of rasters, and BEFORE or AFTER is a folder; leave --remote out")
     with current().progress("pairs") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -107,7 +108,10 @@ def open_chosen(
         candidates = [one for one in automatic(bundle, tuned, kept_choice(bundle)) if usable(one.entry)]
     else:
         candidates = [Ranked(bundle.engine_entry(engine), "as requested")]
+    started = time.monotonic()
     (opened, resolved), entry, reason = first_that_opens(candidates, open_resolved)
+    seconds = time.monotonic() - started
+    current().debug(f"opened engine {entry.name} in {seconds:.2f} s: {reason}", engine=entry.name, seconds=seconds)
     return opened, resolved.execution, entry, f"{reason}{resolved.note}"
 
 

@@ -24,7 +24,7 @@ from misgnet_runtime.inference.detector import Probability
 from misgnet_runtime.inference.selection import DetectorOpener, Opened, open_detector
 from misgnet_runtime.jobs.folder_record import Record, Stamp, Written, open_record, progress_folder, stamp_of
 from misgnet_runtime.jobs.image import are_rasters, warn_of_images
-from misgnet_runtime.jobs.recorded_run import date_tags, other_run, settings_tag
+from misgnet_runtime.jobs.recorded_run import common_settings, date_tags, other_run, overlap_setting, settings_tag
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.pipeline import run_pipeline
 from misgnet_runtime.jobs.scene.predict import predict_opened
@@ -103,16 +103,12 @@ def predict_folders(
     with opener(bundle, options.engine, options.execution, optimise_for=options.optimise_for) as opened:
         detector, entry, _ = opened
         overlap = options.overlap_of(bundle.manifest)
-        common = {
-            "the bundle": bundle.digest(),
-            "the engine": f"{entry.name} on {detector.engine.device}",
-            **({} if options.threshold is None else {"--threshold": f"{options.threshold:g}"}),
-        }
+        common = common_settings(bundle, opened, options)
         shown = _shown(options) if scenes else ""
         settings = {
             **common,
             **({"the options of scenes": shown} if scenes else {}),
-            **({"--overlap": str(overlap)} if _has_large_images(sources, scenes, detector.interface.tile) else {}),
+            **_overlap_setting(sources, scenes, detector.interface.tile, overlap),
         }
         if note := threshold_note(bundle, entry.name, options.threshold_of(bundle.manifest)):
             log.info(note)
@@ -133,9 +129,10 @@ _PLAIN = ("execution", "engine", "force", "overlap", "threshold", "tuned", "max_
 _NOT_SHOWN = ("threshold", "align", "overlap", "cog", "batch", "min_area", "simplify")
 
 
-def _has_large_images(sources: list[Source], scenes: set[str], tile: int) -> bool:
-    """Returns whether an image is larger than a tile, so that masks depend on the overlap."""
-    return any(max(image_size(source.before, source.pixels)) > tile for source in sources if source.name not in scenes)
+def _overlap_setting(sources: list[Source], scenes: set[str], tile: int, overlap: int) -> dict[str, str]:
+    """Returns :func:`overlap_setting` of the largest image of all pairs that are not ``scenes``."""
+    sizes = [image_size(source.before, source.pixels) for source in sources if source.name not in scenes]
+    return overlap_setting(max(sizes, key=max, default=(0, 0)), tile, overlap)
 
 
 def _shown(options: SceneOptions) -> str:
@@ -214,8 +211,7 @@ class _Run:
         """Returns the settings that the output of one pair depends on."""
         if self.outputs[source.name].endswith(".tif"):
             return {**self.common, "the options of scenes": self.shown}
-        large = _has_large_images([source], set(), self.opened[0].interface.tile)
-        return {**self.common, **({"--overlap": str(self.overlap)} if large else {})}
+        return {**self.common, **_overlap_setting([source], set(), self.opened[0].interface.tile, self.overlap)}
 
     def _tiles(self, images: Sequence[Source], tile: int) -> Iterator[_Tile]:
         threshold = self.options.threshold_of(self.bundle.manifest)
@@ -224,7 +220,7 @@ class _Run:
             before, after = read_pair(source.before, source.after, source.pixels)
             warn_of_images(source.before, source.after, self.log, source.pixels)
             height, width = before.shape[:2]
-            tags = {**settings_tag(self._settings(source)), **date_tags(snapshot, source)}
+            tags = {**settings_tag(self._settings(source)), **date_tags(snapshot, source.before, source.after)}
             pair = _Pair(source.name, stamp, lay_out(height, width, tile, self.overlap), threshold, tags=tags)
             for place in pair.layout.tiles():
                 yield _Tile(pair, place, place.cut(before), place.cut(after))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from misgnet_runtime.bundle.manifest import Manifest
-from misgnet_runtime.bundle.reader import read_bundle
+from misgnet_runtime.bundle.reader import Bundle, read_bundle
 from misgnet_runtime.bundle.results import threshold_note
 from misgnet_runtime.callables import Image
 from misgnet_runtime.engines import ExecutionOptions
 from misgnet_runtime.errors import InputError
 from misgnet_runtime.formatting import format_change
 from misgnet_runtime.inference.selection import Opened, open_detector
+from misgnet_runtime.jobs.recorded_run import common_settings, date_tags, overlap_setting, settings_tag
 from misgnet_runtime.jobs.scene.consistency import SAME_FILE, wrong_order
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.log import EventLog, current
@@ -21,6 +22,7 @@ from misgnet_runtime.raster.images import check_mask_name, image_time, is_raster
 from misgnet_runtime.raster.tiff import is_tiff, read_header
 from misgnet_runtime.storage.atomic import refuse_existing, refuse_inputs, replace_file
 from misgnet_runtime.storage.files import is_file
+from misgnet_runtime.storage.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def predict_files(
     threshold: float | None = None,
     batch: int | None = None,
 ) -> Prediction:
-    """Writes the change mask of a pair as PNG (0 and 255), atomically.
+    """Writes the change mask of a pair as PNG (0 and 255), atomically. Its texts state the run, as those of folders do.
 
     Args:
         bundle_path: The bundle's folder.
@@ -77,9 +79,7 @@ def predict_files(
     refuse_inputs([output], [before_path, after_path])
     refuse_existing(output, force)
     bundle = read_bundle(bundle_path)
-    pixels = bundle.manifest.interface.pixels
-    images = read_pair(before_path, after_path, pixels)
-    warn_of_images(before_path, after_path, current(), pixels)
+    pair = read_images(before_path, after_path, bundle.manifest.interface.pixels, current())
     execution = ExecutionOptions(streams=1, batch=batch)
     options = SceneOptions(execution=execution, overlap=overlap, force=force, threshold=threshold)
     options.check_values()
@@ -87,7 +87,7 @@ def predict_files(
         threshold = options.threshold_of(bundle.manifest)
         if note := threshold_note(bundle, opened.entry.name, threshold):
             current().info(note)
-        return predict_images(opened, *images, output, manifest=bundle.manifest, options=options)
+        return predict_images(bundle, opened, pair, output, options)
 
 
 def are_rasters(before: Path, after: Path) -> bool:
@@ -115,10 +115,29 @@ def warn_of_images(before: Path, after: Path, log: EventLog, pixels: PixelFormat
         log.warning(f"{before.name}, {after.name}: {warning}")
 
 
-def predict_images(
-    opened: Opened, before: Image, after: Image, output: Path, *, manifest: Manifest, options: SceneOptions
-) -> Prediction:
-    """Writes the mask of two images, (H, W, C), as ``output``, atomically.
+@dataclass(frozen=True)
+class ImagePair:
+    """Two image files that were read: their pixels, (H, W, C), and the tags that identify the files."""
+
+    before: Image
+    after: Image
+    tags: Mapping[str, str]
+
+
+def read_images(before: Path, after: Path, pixels: PixelFormat, log: EventLog) -> ImagePair:
+    """Reads two image files, and logs the warnings of :func:`warn_of_images`.
+
+    Raises:
+        InputError: A file cannot be read, or changed meanwhile, or the sizes differ.
+    """
+    snapshot = Snapshot((before, after))
+    images = read_pair(before, after, pixels)
+    warn_of_images(before, after, log, pixels)
+    return ImagePair(*images, date_tags(snapshot, before, after))
+
+
+def predict_images(bundle: Bundle, opened: Opened, pair: ImagePair, output: Path, options: SceneOptions) -> Prediction:
+    """Writes the mask of two images as ``output``, atomically, with the texts that folders' masks have.
 
     Images larger than a tile are tiled and blended like scenes, with the overlap and batch size of ``options``.
 
@@ -126,12 +145,14 @@ def predict_images(
         UsageError: ``output`` exists, and ``options.force`` is off.
     """
     detector, entry, reason = opened
-    batch = options.batch_of(entry, detector.interface, detector.batch)
-    probability = detector.scene_probability(before, after, overlap=options.overlap_of(manifest), batch=batch)
-    mask = probability > options.threshold_of(manifest)
-    with replace_file(output, force=options.force) as temporary:
-        write_mask(temporary, mask)
+    overlap, batch = options.overlap_of(bundle.manifest), options.batch_of(entry, detector.interface, detector.batch)
+    probability = detector.scene_probability(pair.before, pair.after, overlap=overlap, batch=batch)
+    mask = probability > options.threshold_of(bundle.manifest)
     height, width = mask.shape
+    size = overlap_setting((height, width), detector.interface.tile, overlap)
+    tags = settings_tag({**common_settings(bundle, opened, options), **size})
+    with replace_file(output, force=options.force) as temporary:
+        write_mask(temporary, mask, {**tags, **pair.tags})
     return Prediction(
         height=height, width=width, changed_share=float(mask.mean()), engine=entry.name, reason=reason
     )  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from misgnet_runtime.errors import InputError, UnavailableError
@@ -14,6 +15,7 @@ from misgnet_runtime.limits import GEOTIFF_BYTES, GEOTIFF_DECODINGS
 
 MOST_BYTES = GEOTIFF_BYTES  # of one block of a file, and of one read
 MOST_DECODINGS = GEOTIFF_DECODINGS  # of each block, when rows of tiles are read in order
+_IMAGES = MappingProxyType({"PNG": b"\x89PNG", "JPEG": b"\xff\xd8\xff"})
 _STRIP_ROWS, _STRIP_COLUMNS, _STRIDE = 256, 2048, 192  # pixels of a typical row of tiles, and between two rows
 _LEAST_CACHE = 16 << 20
 _MOST_ROWS = 128 << 20  # bytes of both dates' rows of blocks that stay in the cache for the next row of tiles
@@ -54,7 +56,18 @@ def open_geotiff(rasterio: Any, path: Path) -> Any:
     try:
         return _without_warning(rasterio, path.resolve(), driver="GTiff")
     except rasterio.errors.RasterioError as error:
-        raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {error}") from error
+        raise InputError(f"raster {path} cannot be opened as a GeoTIFF: {_image_kind(path) or error}") from error
+
+
+def _image_kind(path: Path) -> str:
+    """Returns what the file is if it is a plain image, which ``predict`` compares with another image."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        return ""
+    kind = next((name for name, first in _IMAGES.items() if start.startswith(first)), None)
+    return f"it is a {kind} image; give a GeoTIFF, or two images and -o X.png to `misgnet-run predict`" if kind else ""
 
 
 def create_geotiff(rasterio: Any, path: Path, **profile: Any) -> Any:

@@ -186,13 +186,13 @@ def is_mask(output: Path) -> bool:
     return output.suffix.lower() == ".png"
 
 
-def write_png(change: Path, path: Path) -> None:
+def write_png(change: Path, path: Path, tags: Mapping[str, str]) -> None:
     """Writes a change raster as a mask: 255 for changed pixels, else 0; raises StorageError if the disk refuses."""
     rasterio = load_rasterio("a scene")
     with rasterio.Env(**GDAL), open_geotiff(rasterio, change) as dataset:
         changed = dataset.read(1) == CHANGED
     with resumable_errors(path):
-        write_mask(path, changed)
+        write_mask(path, changed, tags)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from misgnet_runtime.inference.selection import open_detector
 from misgnet_runtime.machine import architecture
 from misgnet_runtime.raster.dataset import TileSet
 from support.commands import exit_code
+from support.deepness import DeepnessModel
 from support.paths import DEMO_WEIGHTS as WEIGHTS
 from support.paths import ROOT
 
@@ -102,7 +103,7 @@ def built(data: Path, tmp_path_factory: pytest.TempPathFactory, targets: list[st
     options: list[object] = ["--split", "--threshold", "tuned", "--ship-eval", "10", "--max-f1-drop", 0.5]
     options += ["--resolution", 0.5, *more]
     options += [word for target in targets for word in ("--target", target)]
-    result = run("misgnet_export.cli", *build_arguments(data, output, *options))
+    result = run("misgnet_export", *build_arguments(data, output, *options))
     assert result.returncode == 0, result.stdout + result.stderr
     return output
 
@@ -267,7 +268,7 @@ def test_plans_for_two_gpus_are_compiled_from_the_graphs_of_their_precision(bund
         assert profile.kernels and profile.bytes_moved and profile.context_bytes
     evidence = {path.name for path in (bundle_of_many_targets / "evidence").glob("plan_*.json")}
     assert f"plan_{Path(entry.file).stem}.json" in evidence and len(evidence) % 3 == 0, "each plan is split"
-    assert "Kernels of one inference" in run("misgnet_export.cli", "inspect", bundle_of_many_targets, "--plan").stdout
+    assert "Kernels of one inference" in run("misgnet_export", "inspect", bundle_of_many_targets, "--plan").stdout
     fp16 = read_bundle(bundle_of_many_targets).engine_entry("rtx-sm86-fp16")
     assert (fp16.precision, fp16.graph) == ("float16", "graphs/float16_tensorrt-fp16.onnx")
 
@@ -294,6 +295,21 @@ def read_image_mask(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)) > 0
 
 
+def test_model_for_deepness_gives_the_mask_of_predict(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """The demo network in INT8 on one tile, which predict does not blend."""
+    pair = [np.asarray(Image.open(data / "test" / date / "pair_00001.png"))[:TILE, :TILE] for date in "AB"]
+    for date, image in zip("AB", pair, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{date}.png")
+    words = ("misgnet-export", "publish", bundle, "--as", "deepness", "-o", tmp_path / "published")
+    assert exit_code(main, *words) == 0
+    model, mask = DeepnessModel(tmp_path / "published/change.onnx"), tmp_path / "mask.png"
+    dates = (tmp_path / "A.png", tmp_path / "B.png")
+    assert run("misgnet_runtime", "predict", bundle, *dates, "-o", mask, "--engine", "cpu").returncode == 0
+    expected, found = read_image_mask(mask), model.mask(np.concatenate(pair, -1)[None])[0]
+    assert expected.any() and (found == expected).mean() > 0.9999
+    assert model.metadata["resolution"] == 50.0  # cm
+
+
 def test_parity_command_needs_no_torch(bundle: Path, data: Path, tmp_path: Path) -> None:
     blocked = "import sys; sys.modules.update(torch=None, onnx=None); from misgnet_export.cli.main import main; main()"
     out = [tmp_path / "parity.json", tmp_path / "parity.xml"]
@@ -307,7 +323,7 @@ def test_parity_command_needs_no_torch(bundle: Path, data: Path, tmp_path: Path)
 
 def test_failed_parity_exits_with_3_and_writes_its_results(bundle: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "parity.json"
-    result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
+    result = run("misgnet_export", "parity", bundle, "--eval", data / "test", "--json", out, "--max-f1-drop", -100)
     assert result.returncode == 3 and "F1 drop" in result.stderr
     assert not json.loads(out.read_text())["engines"][0]["verdict"]["passed"]
 
@@ -317,7 +333,7 @@ def test_modified_bundle_is_rejected_by_parity(bundle: Path, data: Path, tmp_pat
     original = graph.read_bytes()
     try:
         graph.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
-        result = run("misgnet_export.cli", "parity", bundle, "--eval", data / "test")
+        result = run("misgnet_export", "parity", bundle, "--eval", data / "test")
     finally:
         graph.write_bytes(original)
     assert result.returncode == 4 and "int8_cpu.onnx" in result.stderr and "Traceback" not in result.stderr
@@ -326,7 +342,7 @@ def test_modified_bundle_is_rejected_by_parity(bundle: Path, data: Path, tmp_pat
 @pytest.mark.slow
 def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    result = run("misgnet_export.cli", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
+    result = run("misgnet_export", *build_arguments(data, output, "--max-f1-drop", -100, *QUICK))
     assert result.returncode == 3, result.stderr
     assert not output.exists()
     rejected = tmp_path / "bundle.rejected"
@@ -340,7 +356,7 @@ def test_failed_gate_leaves_evidence_and_no_bundle(data: Path, tmp_path: Path) -
 @pytest.mark.parametrize("stage", ["export to ONNX", pytest.param("evaluate cpu", marks=pytest.mark.slow)])
 def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "bundle"
-    command = [sys.executable, "-u", "-m", "misgnet_export.cli", *map(str, build_arguments(data, output, *QUICK))]
+    command = [sys.executable, "-u", "-m", "misgnet_export", *map(str, build_arguments(data, output, *QUICK))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
     assert process.stdout
     for line in process.stdout:
@@ -352,7 +368,7 @@ def test_killed_build_leaves_no_bundle_and_the_next_build_cleans_up(data: Path, 
     assert not output.exists()
     left = list(tmp_path.iterdir())
     assert all(p.name.startswith(".bundle.building-") or p.name == ".bundle.lock" for p in left)
-    refused = run("misgnet_export.cli", *build_arguments(tmp_path, output))  # invalid input, but it cleans up first
+    refused = run("misgnet_export", *build_arguments(tmp_path, output))  # invalid input, but it cleans up first
     assert refused.returncode == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -362,8 +378,8 @@ PREVIOUS = {"export to ONNX": "read the network", "evaluate cpu": "evaluate PyTo
 
 def test_existing_bundle_survives_refused_and_failed_builds(bundle: Path, data: Path) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    assert run("misgnet_export.cli", *build_arguments(data, bundle)).returncode == 2
-    broken = run("misgnet_export.cli", *build_arguments(data / "nowhere", bundle, "--force"))
+    assert run("misgnet_export", *build_arguments(data, bundle)).returncode == 2
+    broken = run("misgnet_export", *build_arguments(data / "nowhere", bundle, "--force"))
     assert broken.returncode == 4 and "nowhere" in broken.stderr
     assert (bundle / "manifest.json").read_bytes() == before
 
@@ -399,7 +415,7 @@ def test_invalid_requests_are_rejected_early(
 def test_images_cannot_be_used_for_calibration_and_evaluation(data: Path, tmp_path: Path) -> None:
     arguments = build_arguments(data, tmp_path / "bundle")
     arguments[arguments.index(data / "test")] = data / "train"
-    result = run("misgnet_export.cli", *arguments)
+    result = run("misgnet_export", *arguments)
     assert result.returncode == 4 and "pair_00000" in result.stderr
 
 

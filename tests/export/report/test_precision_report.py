@@ -108,7 +108,7 @@ def test_picture_uses_the_colours_of_the_precisions(suffix: str, tmp_path: Path)
 def inspect(*arguments: object) -> subprocess.CompletedProcess[str]:
     paths = [ROOT / name for name in ("export", "calibration", "runtime")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "160"}
-    command = [sys.executable, "-m", "misgnet_export.cli", "inspect", *map(str, arguments)]
+    command = [sys.executable, "-m", "misgnet_export", "inspect", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

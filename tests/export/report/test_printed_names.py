@@ -18,6 +18,7 @@ from misgnet_export.report.precision import share_table
 from misgnet_runtime.bundle.quantization import Quantization
 from misgnet_runtime.inference.throughput import Timing
 from misgnet_runtime.raster.dataset import TileSet
+from misgnet_runtime.tables import print_table
 from support.commands import exit_code
 from support.reports import data_of, not_run, page_of, parity, report_of
 
@@ -26,7 +27,7 @@ ODD = "x\x1b[31m\x9b2J\u202e[bold]\nforged: line\u2028\u200b"
 
 def shown(table: Table) -> str:
     console = Console(file=io.StringIO(), width=400, color_system=None, emoji=False)
-    console.print(table)
+    print_table(table, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

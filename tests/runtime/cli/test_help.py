@@ -18,7 +18,7 @@ import typer
 
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.cli.mistakes import PROGRAMS
-from support.bundles import make_bundle
+from support.bundles import images, make_bundle, write_image
 from support.commands import exit_code
 from support.paths import ROOT
 
@@ -176,3 +176,36 @@ def test_swapped_arguments_are_explained(tmp_path: Path, capsys: pytest.CaptureF
         assert exit_code(cli.main, "misgnet-run", *words) == 2
         message = f"BUNDLE is a.tif, and {name} is {bundle}, which is a bundle; usage: misgnet-run {words[0]} BUNDLE "
         assert message in capsys.readouterr().err
+
+
+def test_a_folder_instead_of_a_file_and_a_file_instead_of_a_folder_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, folder, file = make_bundle(tmp_path / "bundle"), tmp_path / "folder", tmp_path / "file.tif"
+    folder.mkdir()
+    file.touch()
+    for words, message in (
+        (("predict", bundle, file, file, "-o", folder), f"-o is {folder}, which is a folder; name a file in it, such"),
+        (
+            ("predict", bundle, file, file, "-o", "c.tif", "--report", folder),
+            f"--report is {folder}, which is a folder",
+        ),
+        (
+            ("predict", file, file, file, "-o", "c.tif"),
+            f"BUNDLE is {file}, which is a file; a bundle is a folder; usage:",
+        ),
+        (("predict", bundle, folder, folder, "-o", "c.png"), "BEFORE and AFTER are folders, and -o is c.png, the name"),
+        (("batch", bundle, folder, "-o", "out"), f"SCENES is {folder}, which is a folder; name a file"),
+        (("series", bundle, file, folder, "-o", "out"), f"DATES... is {folder}, which is a folder; name a file"),
+        (("watch", bundle, file, "-o", "out"), f"FOLDER is {file}, which is a file; name a folder"),
+        (("watch", bundle, folder, "-o", file), f"-o is {file}, which is a file; name a folder"),
+    ):
+        assert exit_code(cli.main, "misgnet-run", *words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_plain_image_in_place_of_a_geotiff_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    bundle, image = make_bundle(tmp_path / "bundle"), write_image(tmp_path / "x.png", images(64, 64)[0])
+    assert exit_code(cli.main, "misgnet-run", "predict", bundle, image, image, "-o", tmp_path / "c.tif") == 4
+    assert "x.png cannot be opened as a GeoTIFF: it is a PNG image; give a GeoTIFF, or two" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -39,6 +41,8 @@ class Outcome:
 def text_again() -> Iterator[None]:
     with warnings.catch_warnings():
         yield
+    log.use_level(logging.INFO)
+    log.use_timestamps(False)
     log.use("text")
 
 
@@ -80,13 +84,13 @@ def test_log_option_is_accepted_before_and_after_the_command(call: Any, words: t
     out, (logged,) = outcome.objects
     assert (outcome.code, out) == (4, [])
     logged.pop("time")
-    message = "/nowhere is not a bundle: it has no manifest.json"
+    message = "/nowhere is not a bundle: there is no such folder"
     assert logged == {"level": "error", "event": "error", "message": message, "kind": "InputError", "exit_code": 4}
 
 
 def test_arguments_after_two_dashes_are_not_options(call: Any) -> None:
     _, (logged,) = call("verify", "--log", "json", "--", "--log").objects
-    assert logged["message"] == "--log is not a bundle: it has no manifest.json"
+    assert logged["message"] == "--log is not a bundle: there is no such folder"
     assert call("verify", "x", "--log").code == 2
 
 
@@ -102,7 +106,12 @@ def test_the_log_option_after_the_command_takes_precedence(call: Any) -> None:
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [(["predict"], "Missing argument"), (["info", "x", "--nonsense"], "--nonsense"), (["watsh"], "watsh")],
+    [
+        (["--bogus", "info", "x"], "--bogus"),
+        (["predict"], "missing: BUNDLE"),
+        (["info", "x", "--nonsense"], "--nonsense"),
+        (["watsh"], "watsh"),
+    ],
 )
 def test_an_invalid_call_is_a_json_object(call: Any, command: list[str], words: str) -> None:
     outcome = call(*command, "--log", "json")
@@ -123,9 +132,17 @@ def test_verify_and_info_print_json_objects(pair: tuple[Path, ...], call: Any) -
     assert out[0]["message"] == "5 files match their digests"
     ((found,), _) = call("info", pair[0], "--log", "json").objects
     assert found["manifest"]["tile"] == 64
-    assert found["here"]["cpu-float32"] == "runs on CPU" and found["here"]["rtx-sm86"].startswith("does not run: ")
+    here = {engine.pop("name"): engine for engine in found["engines"]}
+    assert here["cpu-float32"] == {
+        "precision": "float32", "split": False, "made_for": "any processor", "f1": 0.9, "f1_ratio": None,
+        "f1_drop_points": 0.1, "runs": True, "device": "CPU", "notes": [], "tuned": None, "reason": None,
+        "detail": None,
+    }  # fmt: skip
+    gpu = here["rtx-sm86"]
+    assert (gpu["runs"], gpu["device"]) == (False, None) and len(gpu["reason"]) < len(gpu["detail"])
     selected = {"engine": "cpu-float32", "reason": "fastest that runs here"}
     assert found["auto"] == {"latency": selected, "throughput": selected}
+    assert found["message"] == f"bundle {pair[0]}: auto selects cpu-float32: fastest that runs here"
 
 
 def interrupted(*_: object, **__: object) -> None:
@@ -155,6 +172,64 @@ def test_a_bug_is_one_object(
     monkeypatch.setattr(sys, "argv", ["misgnet-run", "predict", *map(str, pair), "-o", str(tmp_path / "m.png")])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+# --- levels and times
+
+
+def test_quiet_drops_notes_and_progress_but_no_results_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    for form, sizes in (("text", (1, 2)), ("json", (1, 2))):
+        log.use(form)  # type: ignore[arg-type]
+        log.use_level(logging.WARNING)
+        logged = log.current()
+        logged.debug("debug")
+        logged.info("note")
+        with logged.progress("tiles") as progress:
+            progress(1, 2)
+        logged.warning("warning")
+        logged.error("error")
+        logged.result(["result"])
+        out, error = capsys.readouterr()
+        assert (len(out.splitlines()), len(error.splitlines())) == sizes, (out, error)
+
+
+@pytest.mark.parametrize("words", [("-v", "verify", "{}"), ("verify", "{}", "-v"), ("verify", "--verbose", "{}")])
+def test_verbose_says_what_is_done_and_how_long_it_takes(
+    pair: tuple[Path, ...], call: Any, words: tuple[str, ...]
+) -> None:
+    outcome = call(*(word.format(pair[0]) for word in words), "--engine", "cpu-float32", "--log", "json")
+    out, logged = outcome.objects
+    assert len(out) == 2 and {(one["level"], one["event"]) for one in logged} == {("debug", "debug")}
+    read, opened, took = logged
+    assert read["message"].startswith(f"read bundle {pair[0]} in ") and took["message"].startswith("verify took ")
+    assert opened["engine"] == "cpu-float32" and opened["seconds"] >= 0
+
+
+def test_quiet_commands_print_only_their_result(pair: tuple[Path, ...], call: Any, tmp_path: Path) -> None:
+    outcome = call("predict", *pair, "-o", tmp_path / "m.png", "-q")
+    assert (outcome.code, len(outcome.out.splitlines()), outcome.error) == (0, 1, "")
+    assert call("predict", *pair, "-o", tmp_path / "n.png").error != ""  # an engine cannot run here
+
+
+def test_the_last_of_quiet_and_verbose_holds(pair: tuple[Path, ...], call: Any) -> None:
+    words = ("verify", pair[0], "--engine", "cpu-float32")
+    assert call("-q", *words, "-v").error != "" and call("-v", *words, "-q").error == ""
+    assert call(*words).error == ""  # the next command has the default again
+
+
+def test_timestamps_start_each_line_of_text(pair: tuple[Path, ...], call: Any) -> None:
+    outcome = call("verify", pair[0], "--engine", "cpu-float32", "-v", "--timestamps")
+    lines = [*outcome.out.splitlines(), *outcome.error.splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        time = datetime.fromisoformat(line.split(" ")[0].replace("Z", "+00:00"))
+        assert time.utcoffset() == timedelta(0)
+    log.use("text")
+    log.use_timestamps(True)
+    log.current().result(["one", "two"])
+    *both, digests, _ = call("verify", pair[0], "--engine", "cpu-float32").out.splitlines()
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z (one|two)", line) for line in both)
+    assert digests == "5 files match their digests"  # the next command has the default again
 
 
 def test_progress_comes_once_a_second(capsys: pytest.CaptureFixture[str]) -> None:

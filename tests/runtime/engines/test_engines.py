@@ -308,7 +308,7 @@ def test_a_gpu_failure_during_inference_is_reported(monkeypatch: pytest.MonkeyPa
 def test_auto_skips_a_missing_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with open_detector(read_bundle(make_bundle(tmp_path / "bundle", engines=[FLOAT, CUDA]))) as (_, taken, reason):
-        assert taken == FLOAT and "cuda does not run: the installed onnxruntime" in reason
+        assert (taken, reason) == (FLOAT, "fastest that runs here")
 
 
 # OpenVINO
@@ -408,7 +408,7 @@ def test_auto_skips_engines_that_the_processor_cannot_run(tmp_path: Path, monkey
     assert taken == ARM and reason.startswith("fastest that runs here")
     processor(monkeypatch, "x86_64", "avx2")
     with open_detector(read_bundle(root)) as (_, taken, reason):
-        assert taken == INT8 and "cpu-vnni does not run: it needs" in reason
+        assert (taken, reason) == (INT8, "fastest that runs here")
 
 
 def test_engines_are_ranked_by_kind() -> None:

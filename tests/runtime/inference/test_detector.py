@@ -185,7 +185,7 @@ def test_the_fastest_engine_that_runs_is_selected(tmp_path: Path) -> None:
     assert [e.name for e in ranked(bundle.manifest.engines, {})] == ["rtx-sm86", "cpu", "cpu-float32"]
     with open_detector(bundle) as (_, entry, reason):
         assert entry == INT8
-        assert reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
+        assert reason == "fastest that runs here"
     with open_detector(bundle, "cpu-float32") as (_, entry, reason):
         assert (entry, reason) == (FLOAT, "as requested")
     with pytest.raises(UsageError), open_detector(bundle, "gpu"):
@@ -195,7 +195,7 @@ def test_the_fastest_engine_that_runs_is_selected(tmp_path: Path) -> None:
 def test_if_no_engine_runs_all_reasons_are_reported(tmp_path: Path) -> None:
     other = EngineEntry("rtx-sm89", "rtx", RTX.file, RTX.graph, "float16", "0.0.1", ["sm89"], "linux-x86_64")
     bundle = read_bundle(make_bundle(tmp_path / "bundle", engines=[RTX, other]))
-    with pytest.raises(UnavailableError, match=r"no engine runs here: rtx-sm89: .*; rtx-sm86: "), open_detector(bundle):
+    with pytest.raises(UnavailableError, match=r"no engine runs here: rtx-sm89, rtx-sm86: \w"), open_detector(bundle):
         pass
 
 

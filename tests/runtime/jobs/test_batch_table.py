@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
 
 from misgnet_runtime.engines.options import ExecutionOptions
 from misgnet_runtime.errors import InputError, UsageError
+from misgnet_runtime.jobs.batch.results import write_results
 from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.jobs.batch.table import Shard, read_table
 from misgnet_runtime.jobs.batch.worker import Task
@@ -51,8 +53,22 @@ def test_every_option_of_predict_can_be_a_column() -> None:
 @pytest.mark.parametrize(
     ("header", "rows", "words"),
     [
-        ("id,before", ["a,b"], r"missing required column 'after' \(found: id, before\)"),
-        ("id,before,after,colour", ["a,b,c,d"], r"unknown column 'colour' \(known: id, before, after; options"),
+        ("id,before", ["a,b"], r"missing required column 'after' \(found, separated by a comma: id, before\)"),
+        ("id;before", ["a;b"], r"missing required column 'after' \(found, separated by a semicolon: id, before\)"),
+        (
+            "id|before|after",
+            ["a|b|c"],
+            r"\(found only id\|before\|after; separate cells by commas, semicolons or tabs\)",
+        ),
+        (
+            "id,before,after,min_aera",
+            ["a,b,c,d"],
+            "unknown column 'min_aera', which is similar to 'min_area'; rename it",
+        ),
+        ("id,before,after,remote", ["a,b,c,d"], "column 'remote' is an option of the command only"),
+        ("id,before,after,x\x07", ["a,b,c,d"], r"the column name 'x\\x07' has control characters"),
+        ("id,before,after,", ["a,b,c,d"], "row 2: 'd' is in a column without a name"),
+        ("id,before,after,Region,Region", ["a,b,c,d,e"], "duplicate column 'Region'"),
         ("id,before,after,cog,cog", ["a,b,c,,"], "duplicate column"),
         ("id,before,after", [], "no scenes"),
         ("id,before,after", ["a,b,c", "a,d,e"], "rows 2 and 3 both have the id 'a'"),
@@ -74,11 +90,40 @@ def test_an_unreadable_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_table(tmp_path / "none.csv", {}, tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"id,before,after\n\xff\xfe,b,c\n")
-    with pytest.raises(InputError, match="is not a CSV file in UTF-8"):
+    with pytest.raises(InputError, match=r"is not a CSV file in UTF-8.* iconv -f WINDOWS-1252 -t UTF-8 .*bytes.csv > "):
         read_table(tmp_path / "bytes.csv", {}, tmp_path)
+    (tmp_path / "utf16.csv").write_text("id;before;after\na;b;c\n", encoding="utf-16")
+    with pytest.raises(InputError, match="iconv -f UTF-16 -t UTF-8"):
+        read_table(tmp_path / "utf16.csv", {}, tmp_path)
+    (tmp_path / "book.csv").write_bytes(b"PK\3\4\xff\xff")
+    with pytest.raises(InputError, match="a workbook or an archive; save it as 'CSV UTF-8'"):
+        read_table(tmp_path / "book.csv", {}, tmp_path)
     table = write_table(tmp_path / "t.csv", "id,before,after,output", "a,a.tif,b.tif,a.tif")
     with pytest.raises(UsageError, match="is also an input"):
         read_table(table, {}, tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_header_shows_the_separator_and_other_columns_are_kept(tmp_path: Path, separator: str, mark: str) -> None:
+    rows = (
+        ("ID", "Before", "Region", "After", "min-area", "Status", ""),
+        ("north", "a, 1.tif", "=Süd", "b;1.tif", "4.5", "old"),
+        ("south", "a.tif", "", "b.tif", "", "", ""),
+    )
+    text = "".join(separator.join(f'"{cell}"' if cell else "" for cell in row) + "\r\n" for row in rows)
+    table = tmp_path / "scenes.csv"
+    table.write_bytes((mark + text).encode())
+    north, south = scenes = read_table(table, {}, tmp_path / "out")
+    assert (north.before, north.after) == (tmp_path / "a, 1.tif", tmp_path / "b;1.tif")
+    assert north.options() == SceneOptions(min_area=4.5)
+    assert north.kept == {"Region": "=Süd", "Status": "old"} and south.kept == {"Region": "", "Status": ""}
+    assert north.key(KEY) == replace(north, kept={}).key(KEY), "another region does not make a finished scene due again"
+    with opened(tmp_path / "out") as record:
+        path, *_ = write_results(tmp_path / "out", Shard(), scenes, record)
+    header, first, second = csv.reader(path.open(newline="", encoding="utf-8"))
+    assert header[-3:] == ["after", "Region", "table_Status"] and header[1] == "status"
+    assert (first[1], first[-2:], second[-2:]) == ("waiting", ["'=Süd", "old"], ["", ""])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +135,7 @@ def test_an_unreadable_table_is_refused(tmp_path: Path) -> None:
         ("vector", "x.shp", "ends in .gpkg or .geojson or .fgb"),
         ("overlap", "many", "a whole number"),
         ("min_area", "nan", "0 or more"),
+        ("min_area", "4,5", "expected a number, with a decimal point: 4.5"),
         ("align", "perhaps", "yes or no"),
         ("bands", "1,x", "--bands is '1,x'"),
     ],

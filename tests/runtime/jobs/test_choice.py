@@ -254,7 +254,7 @@ def test_a_variant_that_fails_is_reported_and_the_other_is_chosen(
     assert exit_code(cli.main, "misgnet-run", "info", bundle) == 0
     shown = capsys.readouterr().out
     assert f"  {INT8_PLAN} (INT8) is not used: engine {INT8_PLAN} fails the gate on this device" in shown
-    assert f"--engine auto selects {FP16} (chosen by misgnet-run compile)" in shown
+    assert f"auto selects {FP16}: chosen by misgnet-run compile\n" in shown
 
 
 def test_a_variant_that_cannot_be_built_does_not_stop_the_other(
@@ -518,7 +518,7 @@ def test_the_commands_show_the_choice_and_its_figures(
         "moved for a batch of 4; 8.00 ms for one pair; 250.0 pairs/s for many pairs\n" in out
     )
     assert f"  chosen for many pairs: {FP16}: FP16 is faster than INT8 here (4.00 against 5.00 ms)\n" in out
-    assert f"--engine auto selects {FP16} (chosen by misgnet-run compile)" in out
+    assert f"auto selects {FP16}: chosen by misgnet-run compile\n" in out
     pair = [write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(TILE, TILE))]
     assert exit_code(cli.main, "misgnet-run", "predict", bundle, *pair, "-o", tmp_path / "mask.png") == 0
     assert f"engine {FP16} (chosen by misgnet-run compile)" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from misgnet_runtime.jobs import folder, image
 from misgnet_runtime.jobs.folder import predict_folders
 from misgnet_runtime.jobs.scene.options import SceneOptions
 from misgnet_runtime.jobs.scene.predict import predict_scene_files
+from misgnet_runtime.raster.images import read_mask_tags
 from support.bundles import FLOAT, INTERFACE, TILE, FakeEngine, edit, fake_detector, make_bundle, write_image
 from support.commands import exit_code
 from support.fake_split import FakeSplit
@@ -186,6 +187,33 @@ def test_series_tiles_without_data_are_not_encoded(large: Place) -> None:
     split = FakeSplit()
     report = encode_file(large.bundle, raster, large.root / "date.features", opener=split.opener())
     assert split.encoded == 2 and report.features.footer.settings["--overlap"] == "8"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (150, 210)])
+def test_masks_of_a_pair_and_of_folders_are_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path, size)
+    monkeypatch.setattr(image, "open_detector", place.opener)
+    one, folders = tmp_path / "out/a.png", [tmp_path / "images" / name for name in "AB"]
+    one.parent.mkdir()
+    image.predict_files(place.bundle, *place.images(), one, overlap=12, threshold=0.25)
+    options = SceneOptions(overlap=12, threshold=0.25)
+    predict_folders(place.bundle, *folders, tmp_path / "many", options, opener=place.opener)
+    assert one.read_bytes() == (tmp_path / "many/a.png").read_bytes()
+    predict_folders(place.bundle, *folders, one.parent, options, skip_existing=True, opener=place.opener)
+    assert "skipped" not in caplog.text
+    options = SceneOptions(overlap=12)
+    predict_folders(place.bundle, *folders, one.parent, options, skip_existing=True, opener=place.opener)
+    assert "a.png is skipped, but it was written with --threshold 0.25, and now it is not set" in caplog.text
+
+
+def test_a_scene_written_as_a_mask_carries_the_tags_of_its_map(large: Place) -> None:
+    rasters, mask = [large.root / f"rasters/{name}.tif" for name in "AB"], large.root / "mask.png"
+    predict_scene_files(large.bundle, *rasters, mask, opener=large.opener)
+    _, tags = large.scene()
+    found = read_mask_tags(mask)
+    assert found["MISGNET_BEFORE_SHA256"] and found == {name: tags[name] for name in found}
 
 
 def test_pair_of_images_at_another_threshold_is_noted(

@@ -363,7 +363,7 @@ def test_batch_reads_addresses_and_retries_network_errors(place: Place, monkeypa
 
 def test_a_row_cannot_allow_the_network(place: Place) -> None:
     table = write_table(place.root / "t.csv", "id,before,after,remote", "a,https://host/a.tif,https://host/b.tif,yes")
-    with pytest.raises(InputError, match="unknown column 'remote'"):
+    with pytest.raises(InputError, match="column 'remote' is an option of the command only"):
         run_batch(place.bundle, table, place.root / "batch", BatchOptions(), Recorder().listener())
 
 

@@ -33,6 +33,7 @@ from misgnet_runtime.jobs.watch.outcomes import WatchReport
 from misgnet_runtime.jobs.watch.pairing import File, FilePair, Naming
 from misgnet_runtime.jobs.watch.preflight import file_digest
 from misgnet_runtime.jobs.watch.service import watch_folder
+from misgnet_runtime.raster.images import read_mask_tags
 from support.bundles import (
     FLOAT,
     INTERFACE,
@@ -235,6 +236,7 @@ def test_pairs_are_processed_once_in_order_of_arrival(workspace: Workspace, batc
     assert workspace.ends() == [("c", "done"), ("a", "done"), ("b", "done")]
     for seed, name in enumerate("cab"):
         np.testing.assert_array_equal(mask(workspace.out / f"{name}_change.png"), predicted(seed))
+        assert read_mask_tags(workspace.out / f"{name}_change.png")["MISGNET_AFTER_SHA256"]
     assert workspace.names() == {f"{name}_change.png" for name in "abc"}
     assert [figures["pair"] for figures in workspace.log.results] == ["c", "a", "b"]
     assert workspace.log.results[0]["changed_share"] == predicted(0).mean()
@@ -280,7 +282,7 @@ def test_a_damaged_pair_is_journaled_and_the_next_one_is_processed(workspace: Wo
 
 def test_an_unexpected_error_fails_only_its_pair(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.add("a")
-    monkeypatch.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
+    monkeypatch.setattr("misgnet_runtime.jobs.image.read_pair", lambda *_: 1 / 0)
     assert workspace.run().failed == 1
     assert workspace.journal()[-1]["message"] == "ZeroDivisionError: division by zero"
 
@@ -338,7 +340,7 @@ def test_a_pair_whose_files_vanish_while_being_read_does_not_fail(
         raise InputError(f"image {paths[0]} does not exist")
 
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lost)
+        patched.setattr("misgnet_runtime.jobs.image.read_pair", lost)
         assert workspace.run().failed == 0
     assert workspace.ends() == []
     (workspace.root / "gone").rename(workspace.folder)
@@ -391,6 +393,26 @@ def test_geotiffs_are_processed_into_rasters_and_products(workspace: Workspace) 
     wanted = expected(np.moveaxis(before, 0, 2), np.moveaxis(after, 0, 2)) > 0.5
     assert np.array_equal(read(workspace.out / "s_change.tif"), wanted)
     assert workspace.log.results[0]["polygons"] == 2
+
+
+def test_a_stac_item_of_a_pair_names_the_final_files(workspace: Workspace) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="scenes need the [geo] extra")
+    pytest.importorskip("pystac", reason="STAC Items of results need the [stac] extra")
+    from support.scenes import scene, write_raster
+
+    for date, pixels in zip(("before", "after"), scene(90, 80), strict=True):
+        write_raster(workspace.folder / f"s_{date}.tif", pixels)
+    options = replace(NOW, stac_item=True, probability=True, retry_failed=True)
+    workspace.run(options)
+    assert "--stac-item requires the acquisition time of AFTER" in workspace.journal()[-1]["message"]
+    with rasterio.open(workspace.folder / "s_after.tif", "r+") as dataset:
+        dataset.update_tags(TIFFTAG_DATETIME="2024:06:01 10:20:31")
+    assert workspace.run(options).done == 1
+    assert workspace.names() == {"s_change.tif", "s_probability.tif", "s_item.json"}
+    item = json.loads((workspace.out / "s_item.json").read_text())
+    assert {asset["href"] for asset in item["assets"].values()} == {"./s_change.tif", "./s_probability.tif"}
+    links = [workspace.out / link["href"] for link in item["links"]]
+    assert [path.resolve() for path in links] == [workspace.folder / f"s_{date}.tif" for date in ("before", "after")]
 
 
 def test_the_command_takes_options_for_geotiffs(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -479,7 +501,7 @@ def test_a_full_disk_does_not_fail_a_pair(workspace: Workspace, monkeypatch: pyt
 def test_an_interrupted_retry_is_resumed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.add("a")
     with monkeypatch.context() as patched:
-        patched.setattr("misgnet_runtime.jobs.watch.processing.read_pair", lambda *_: 1 / 0)
+        patched.setattr("misgnet_runtime.jobs.image.read_pair", lambda *_: 1 / 0)
         assert workspace.run().failed == 1
     with monkeypatch.context() as patched:
         refusing_disk(patched, 1)  # the start of the pair is on the disk

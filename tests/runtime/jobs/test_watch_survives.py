@@ -20,6 +20,7 @@ import pytest
 
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import StorageError
+from misgnet_runtime.jobs import image
 from misgnet_runtime.jobs import journal as scene_journal
 from misgnet_runtime.jobs.watch import journal as watch_journal
 from misgnet_runtime.jobs.watch import processing, service
@@ -75,7 +76,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def crash_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
     """Makes a process that reads the pair ``name`` send itself the signal ``number``."""
-    real = processing.read_pair
+    real = image.read_pair
 
     def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
         if before.name.startswith(f"{name}_"):
@@ -83,7 +84,7 @@ def crash_for(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
             time.sleep(5)
         return real(before, after, pixels)
 
-    monkeypatch.setattr(processing, "read_pair", read_pair)
+    monkeypatch.setattr(image, "read_pair", read_pair)
 
 
 # --- names
@@ -275,14 +276,14 @@ def test_an_unexpected_error_is_reported_with_its_type(
 ) -> None:
     workspace.add("a")
     workspace.add("b", 1)
-    real = processing.read_pair
+    real = image.read_pair
 
     def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
         if before.name.startswith("a_"):
             raise error
         return real(before, after, pixels)
 
-    monkeypatch.setattr(processing, "read_pair", read_pair)
+    monkeypatch.setattr(image, "read_pair", read_pair)
     assert workspace.run() == 0
     assert sorted(workspace.ends()) == [("a", "failed"), ("b", "done")]
     assert workspace.messages()["a"].startswith(type(error).__name__)
@@ -405,7 +406,7 @@ def test_a_stop_signal_followed_by_sigkill_does_not_count_as_a_crash(
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patched:
-        patched.setattr(processing, "read_pair", stubborn)
+        patched.setattr(image, "read_pair", stubborn)
         for _ in range(4):
             assert in_child(workspace.run) == signal.SIGKILL
     assert workspace.run() == 0 and workspace.ends() == [("slow", "done")]
@@ -537,10 +538,10 @@ def test_small_pairs_are_processed_if_the_disk_is_too_full_for_a_large_one(
         workspace.add(name, 1)
     real = processing.predict_images
 
-    def predict(opened: Any, before: Any, after: Any, result: Path, **more: Any) -> Any:
+    def predict(bundle: Any, opened: Any, pair: Any, result: Path, options: Any) -> Any:
         if result.name.startswith("large"):
             raise refused()
-        return real(opened, before, after, result, **more)
+        return real(bundle, opened, pair, result, options)
 
     with monkeypatch.context() as patched:
         patched.setattr(processing, "predict_images", predict)
@@ -558,12 +559,12 @@ def test_partial_results_of_a_large_pair_are_discarded_for_a_small_one(
     workspace.add("small", 1)
     real = processing.predict_images
 
-    def predict(opened: Any, before: Any, after: Any, result: Path, **more: Any) -> Any:
+    def predict(bundle: Any, opened: Any, pair: Any, result: Path, options: Any) -> Any:
         if result.name.startswith("large"):
             result.with_name("rows").write_bytes(b"much")
         if list(workspace.out.rglob("rows")):
             raise refused()
-        return real(opened, before, after, result, **more)
+        return real(bundle, opened, pair, result, options)
 
     with monkeypatch.context() as patched:
         patched.setattr(processing, "predict_images", predict)
@@ -578,7 +579,7 @@ def test_the_watcher_waits_for_a_full_disk(
         workspace.add(f"p{number}", number)
     calls: list[Path] = []
 
-    def predict(_opened: Any, _before: Any, _after: Any, result: Path, **_: object) -> Any:
+    def predict(_bundle: Any, _opened: Any, _pair: Any, result: Path, _options: Any) -> Any:
         calls.append(result)
         raise refused()
 
@@ -730,7 +731,7 @@ def slow_and_crashing(connection: Connection, setup: Any) -> None:
     """Serves as the child process, in which some pairs take long, crash it or raise."""
     from misgnet_runtime.jobs.watch import isolated
 
-    real = processing.read_pair
+    real = image.read_pair
 
     def read_pair(before: Path, after: Path, pixels: PixelFormat) -> Any:
         if before.name.startswith("slow"):
@@ -741,7 +742,7 @@ def slow_and_crashing(connection: Connection, setup: Any) -> None:
             raise LookupError("what")
         return real(before, after, pixels)
 
-    processing.read_pair = read_pair
+    image.read_pair = read_pair
     isolated._serve(connection, setup)
 
 

@@ -353,8 +353,9 @@ def test_an_unusable_tuning_is_reported_and_ignored(
     with open_detector(bundle, optimise_for="throughput") as (detector, entry, reason):
         assert (entry.name, detector.engine.streams, detector.batch) == ("cpu", 4, None)
         assert reason.startswith("fastest that runs here")
-    warned = capsys.readouterr().err
-    assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ") and warned.count("\n") == 1
+    warned, *notes = capsys.readouterr().err.splitlines()
+    assert warned.startswith(f"warning: the tuning of bundle {bundle.path} in ")
+    assert all(note.startswith("not on this machine: ") for note in notes)
     assert problem in warned and f"run misgnet-run tune {bundle.path}" in warned
     bundle_figures(bundle.path)
     assert capsys.readouterr().err.count("warning: the tuning") == 1
@@ -431,7 +432,7 @@ def test_requested_options_override_tuned_settings(
 def test_a_tuned_engine_that_no_longer_opens_is_replaced_and_the_reason_given(bundle: Bundle) -> None:
     keep(a_tuning(bundle, RTX.name))
     with open_detector(bundle, optimise_for="throughput") as (_, entry, reason):
-        assert entry.name == "cpu" and reason.startswith("fastest that runs here; rtx-sm86 does not run: ")
+        assert (entry.name, reason) == ("cpu", "fastest that runs here")
 
 
 def test_the_parts_of_a_split_engine_use_the_setting_of_the_whole(tmp_path: Path) -> None:
@@ -451,7 +452,7 @@ def test_an_open_bundle_reports_tuned_settings(bundle: Bundle) -> None:
     for streams, on, engine, reason in (
         (1, True, "cpu-float32", "measured fastest here; tuned here: 1 stream, batch 1"),
         (2, True, "cpu-float32", "measured fastest here; tuned here: 2 streams, batch 4"),
-        (1, False, "cpu", "fastest that runs here; rtx-sm86 does not run"),
+        (1, False, "cpu", "fastest that runs here"),
     ):
         with open_bundle(bundle.path, "auto", streams, tuned=on) as session:
             assert session.engine.name == engine and session.reason.startswith(reason)
@@ -512,7 +513,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
     assert ["cpu", "4", "1", "14.00", "1.00", "0.0", "many", "pairs,", "if", "named"] in rows
     assert "for one pair: cpu-float32, 1 stream, batch 1, 16.50 pairs/s" in out
     assert "for many pairs: cpu-float32, 4 streams, batch 1, 21.00 pairs/s" in out
-    assert "rtx-sm86: not measured: " in out and "Medians of 7 alternating rounds" in out
+    assert "not on this machine: rtx-sm86 (" in out and "Medians of 7 alternating rounds" in out
     assert "measuring for 120 s, 1 of 1: cpu, 4 streams, batch 1; cpu, 1 stream, batch 1; " in err
     found = msgspec.json.decode(report.read_bytes(), type=TuneReport)
     assert len(found.tuning.measurements) == 4 and Path(found.file).is_file()
@@ -521,7 +522,7 @@ def test_the_command_shows_one_table_and_later_runs_use_it(
         "runs on CPU; tuned here for many pairs: 4 streams, batch 1; "
         "measured fastest here for one pair and for many pairs" in info
     )
-    assert "--engine auto selects cpu-float32 (measured fastest here)" in info
+    assert "auto selects cpu-float32: measured fastest here\n" in info
 
     before, after = (write_image(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(images(70, 50)))
     predict = ("predict", bundle.path, before, after, "-o", tmp_path / "mask.png", "--force")

@@ -81,6 +81,16 @@ class Failed(Struct, frozen=True, tag="failed"):
     message: str
 
 
+class _Registration(msgspec.Struct):
+    """The fields of a registration."""
+
+    rows: float
+    columns: float
+    inliers: _Whole
+    windows: _Whole
+    residual: float
+
+
 class _Figures(msgspec.Struct):
     """Fields of a scene's report that the results table uses."""
 
@@ -90,6 +100,8 @@ class _Figures(msgspec.Struct):
     valid_share: float | None = None
     unreadable_share_before: float | None = None
     unreadable_share_after: float | None = None
+    aoi_valid_share: float | None = None
+    registration: _Registration | None = None
     seconds: float | None = None
     polygons: _Whole | None = None
     height: _Whole | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -49,6 +49,8 @@ class Scene:
     after: Path | str
     # Options of predict by column name, as text.
     words: Mapping[str, str]
+    # Cells of other columns by name, which are copied into the results.
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:

@@ -84,6 +84,8 @@ def run_batch(bundle_path: Path, table: Path, output: Path, options: BatchOption
     output = Path(os.path.realpath(output))
     scenes = options.shard.of(read_table(table, options.common(), output))
     _require_remote(scenes, options)
+    if kept := scenes and ", ".join(scenes[0].kept):
+        listener.log.info(f"columns that are not options are copied into the results: {kept}")
     bundle = read_bundle(bundle_path)
     with open_record(output, options.shard) as record:
         tasks, earlier = _due(scenes, bundle, record, output, options)

@@ -1,9 +1,10 @@
-"""Reads the table of scenes: a CSV with the columns ``id``, ``before``, ``after`` and any options of predict."""
+"""Reads the table of scenes: a CSV with the columns ``id``, ``before``, ``after``, options of predict, and others."""
 
 from __future__ import annotations
 
 import csv
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,13 +13,12 @@ from typing import TextIO
 
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.formatting import plural
-from misgnet_runtime.jobs.batch.row import RowOptions, Scene
+from misgnet_runtime.jobs.batch.columns import Columns, read_columns, separator_of
+from misgnet_runtime.jobs.batch.row import Scene
 from misgnet_runtime.limits import TABLE_BYTES, TABLE_LINES, TABLE_ROW
-from misgnet_runtime.options import stated
 from misgnet_runtime.raster.remote.address import is_address
 from misgnet_runtime.storage.files import is_file, is_not_regular_file
 
-_NEEDED = ("id", "before", "after")
 # Characters that start a formula in spreadsheets, including the full-width forms.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _LONGEST = 200  # bytes of an id: file systems allow 255 bytes for a file name with its extension
@@ -55,23 +55,28 @@ def read_table(path: Path, common: Mapping[str, str], output: Path) -> list[Scen
     """Reads and checks a table of scenes. A cell with an invalid option does not raise; it fails its scene later.
 
     Args:
-        path: The CSV file. Relative paths in it are relative to its folder; addresses stay as they are.
+        path: The CSV file in UTF-8, with cells separated by commas, semicolons or tabs. Relative paths in it are
+            relative to its folder; addresses stay as they are.
         common: Options of scenes whose own cell is empty.
         output: The output folder.
 
     Raises:
-        InputError: The file is missing or not a CSV, a column is missing or unknown, an id is not a valid file name,
+        InputError: The file is missing or not a CSV, a column is missing or misspelt, an id is not a valid file name,
             or two scenes have the same id or output.
         UsageError: An output is also an input.
     """
     _check_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            scenes = list(_scenes(_Rows(file, path), path, common))
+            separator = separator_of(file.readline(TABLE_ROW))
+            file.seek(0)
+            scenes = list(_scenes(_Rows(file, path, separator), path, common))
     except OSError as error:
         raise InputError(f"table {path} cannot be read: {error.strerror}") from error
-    except (csv.Error, UnicodeError) as error:
-        raise InputError(f"table {path} is not a CSV file in UTF-8: {error}") from error
+    except UnicodeError as error:
+        raise InputError(f"table {path} is not a CSV file in UTF-8: {error}; {_how_to_convert(path)}") from error
+    except csv.Error as error:
+        raise InputError(f"table {path} is not a CSV file: {error}") from error
     if not scenes:
         raise InputError(f"table {path} has no scenes below its header")
     _check_outputs(scenes, path, output)
@@ -85,18 +90,29 @@ def _check_file(path: Path) -> None:
         raise InputError(f"table {path} has {size} bytes, but at most {TABLE_BYTES} are accepted; split it")
 
 
+def _how_to_convert(path: Path) -> str:
+    """Returns what to do with a file that is not UTF-8, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK"):
+        return "it is a workbook or an archive; save it as 'CSV UTF-8'"
+    form = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+    name = shlex.quote(str(path))
+    return f"save it as 'CSV UTF-8', or convert it: iconv -f {form} -t UTF-8 {name} > utf8.csv"
+
+
 class _Rows:
     """Iterates over the rows of a CSV file; raises InputError for too many lines or too many characters in a row.
 
     A quoted row may span many lines, and one line may be very long, so both are counted while reading.
     """
 
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: TextIO, path: Path, separator: str) -> None:
+        self._file, self._path, self.separator = file, path, separator
         self._lines = self._length = 0
 
     def __iter__(self) -> Iterator[list[str]]:
-        for row in csv.reader(self._read_lines()):
+        for row in csv.reader(self._read_lines(), delimiter=self.separator):
             self._length = 0
             yield row
 
@@ -115,48 +131,37 @@ class _Rows:
 
 def _scenes(rows: _Rows, path: Path, common: Mapping[str, str]) -> Iterator[Scene]:
     found = iter(rows)
-    columns, folder = _columns(next(found, []), path), str(path.parent.absolute())
+    columns, folder = read_columns(next(found, []), rows.separator, path), str(path.parent.absolute())
     lines: dict[str, int] = {}
     for line, row in enumerate(found, 2):
         cells = [cell.strip() for cell in row]
         if not any(cells):
             continue
-        if len(cells) > len(columns):
-            raise InputError(
-                f"table {path}, row {line} has {plural(len(cells), 'cell')} for {plural(len(columns), 'column')}"
-            )
-        words = {column: cell for column, cell in zip(columns, cells, strict=False) if cell}
+        _check_cells(cells, columns, path, line)
+        words = {name: cells[place] for place, name in columns.read.items() if place < len(cells) and cells[place]}
+        kept = {name: cells[place] if place < len(cells) else "" for place, name in columns.kept.items()}
         name = _checked_id(words.pop("id", ""), path, line)
         if name in lines:
             raise InputError(
                 f"table {path}, rows {lines[name]} and {line} both have the id '{name}'; ids must be unique"
             )
         lines[name] = line
-        if any("\0" in cell for cell in cells):
-            raise InputError(f"table {path}, row {line} contains a null byte, which is invalid in file names")
         before, after = (_address(folder, words.pop(date, "")) for date in ("before", "after"))
         if "aoi" in words:
             words["aoi"] = str(_address(folder, words["aoi"]))
-        yield Scene(name, before, after, {**common, **words} if words else common)
+        yield Scene(name, before, after, {**common, **words} if words else common, kept)
 
 
-def _columns(header: list[str], path: Path) -> list[str]:
-    """Returns the column names; they may be written as on the command line, so ``--min-area`` is ``min_area``."""
-    found = [name.strip().lower().removeprefix("--").replace("-", "_") for name in header]
-    missing = [name for name in _NEEDED if name not in found]
-    unknown = [name for name in found if name not in (*_NEEDED, *stated(RowOptions))]
-    if missing:
-        raise InputError(f"{path}: missing required {_named_columns(missing)} (found: {', '.join(found)})")
-    if unknown:
-        known = f"{', '.join(_NEEDED)}; options of predict: {', '.join(stated(RowOptions))}"
-        raise InputError(f"{path}: unknown {_named_columns(unknown)} (known: {known})")
-    if len(set(found)) < len(found):
-        raise InputError(f"{path}: duplicate column (found: {', '.join(found)})")
-    return found
-
-
-def _named_columns(names: list[str]) -> str:
-    return f"column{'' if len(names) == 1 else 's'} {', '.join(map(repr, names))}"
+def _check_cells(cells: list[str], columns: Columns, path: Path, line: int) -> None:
+    if len(cells) > columns.count:
+        raise InputError(
+            f"table {path}, row {line} has {plural(len(cells), 'cell')} for {plural(columns.count, 'column')}"
+        )
+    for place, cell in enumerate(cells):
+        if cell and place not in columns.read and place not in columns.kept:
+            raise InputError(f"table {path}, row {line}: '{cell}' is in a column without a name; name it in the header")
+    if any("\0" in cell for cell in cells):
+        raise InputError(f"table {path}, row {line} contains a null byte, which is invalid in file names")
 
 
 def _checked_id(name: str, path: Path, line: int) -> str:

@@ -229,7 +229,7 @@ def _publish(run: Run, task: MapTask, tags: dict[str, str], coverage: Coverage, 
         change = paths[0].with_name("change.tif") if is_mask(paths[0]) else paths[0]
         counts = writer.change(change)
         if change != paths[0]:
-            write_png(change, paths[0])
+            write_png(change, paths[0], tags)
         if path := by_name.get("probability"):
             writer.probability(path)
         facts = _facts(run, task.tally, tags, counts, warnings)

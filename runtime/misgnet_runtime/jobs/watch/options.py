@@ -14,7 +14,7 @@ from misgnet_runtime.raster.declared import Declared
 
 # Suffixes of output names, after the pair's name.
 ENDINGS = (
-    "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", "_report.html",
+    "_change.png", "_change.tif", "_probability.tif", "_quicklook.png", "_report.html", "_item.json",
     *(f"_change{end}" for end in VECTOR_SUFFIXES), "_change.qml", "_probability.qml",
 )  # fmt: skip
 
@@ -48,6 +48,10 @@ class WatchOptions:
     )
     quicklook: bool = option(False, help="Also write NAME_quicklook.png.", changes_output=True)
     report: bool = option(False, help="Also write NAME_report.html.", changes_output=True, omit_default=True)
+    stac_item: bool = option(
+        False, help="Also write NAME_item.json, a STAC Item that describes all outputs of the pair.",
+        changes_output=True, omit_default=True,
+    )  # fmt: skip
     # How pairs of GeoTIFFs are processed.
     scene: SceneOptions = group(SceneOptions, without=("restart", "remote"), fixed={"force": True})
 
@@ -73,6 +77,7 @@ class WatchOptions:
             vector=folder / f"{name}_change.{self.vector}" if self.vector else None,
             quicklook=folder / f"{name}_quicklook.png" if self.quicklook else None,
             report=folder / f"{name}_report.html" if self.report else None,
+            stac_item=folder / f"{name}_item.json" if self.stac_item else None,
         )
 
     def settings(self) -> dict[str, str]:

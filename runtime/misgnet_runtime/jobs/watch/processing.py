@@ -14,15 +14,15 @@ from misgnet_runtime.bundle.reader import Bundle
 from misgnet_runtime.errors import MisgnetError, UnavailableError
 from misgnet_runtime.inference.selection import Opened
 from misgnet_runtime.inference.self_test import golden_agreement
-from misgnet_runtime.jobs.image import predict_images, warn_of_images
+from misgnet_runtime.jobs.image import predict_images, read_images
 from misgnet_runtime.jobs.scene.predict import predict_opened
+from misgnet_runtime.jobs.scene.stac_item import load_pystac
 from misgnet_runtime.jobs.watch.options import WatchOptions
 from misgnet_runtime.jobs.watch.pairing import FilePair, Kind
 from misgnet_runtime.jobs.watch.preflight import check_files, check_names, check_permitted, file_digest
 from misgnet_runtime.log import EventLog
 from misgnet_runtime.raster.changes import check_libraries
 from misgnet_runtime.raster.geotiff import load_rasterio
-from misgnet_runtime.raster.images import read_pair
 
 Open = Callable[[str], AbstractContextManager[Opened]]  # opens the named engine
 
@@ -116,19 +116,19 @@ class LocalProcessor:
         return f"{device}, {detector.engine.streams} streams, batch {batch}", f"{entry.name} ({reason})"
 
     def _image(self, pair: FilePair, result: Path) -> dict[str, Any]:
-        paths, options = (pair.before.path, pair.after.path), replace(self._options.scene, force=True)
-        warn_of_images(*paths, self._log.bind(pair=pair.name), self._pixels)
-        images, manifest = read_pair(*paths, self._pixels), self._bundle.manifest
-        return asdict(predict_images(self._opened, *images, result, manifest=manifest, options=options))
+        log, options = self._log.bind(pair=pair.name), replace(self._options.scene, force=True)
+        images = read_images(pair.before.path, pair.after.path, self._pixels, log)
+        return asdict(predict_images(self._bundle, self._opened, images, result, options))
 
     def _scene(self, pair: FilePair, result: Path) -> dict[str, Any]:
         options = self._options.scene_options(pair.name, result.parent)
         paths = pair.before.path, pair.after.path, result
+        places = {option: self._output / path.name for option, path in options.outputs(result).items()}
         with self._log.progress("rows of tiles") as progress:
             return asdict(
                 predict_opened(
                     self._bundle, lambda: nullcontext(self._opened), *paths, options=options,
-                    log=self._log.bind(pair=pair.name), progress=progress, name=pair.name,
+                    log=self._log.bind(pair=pair.name), progress=progress, name=pair.name, places=places,
                 )
             )  # fmt: skip
 
@@ -139,6 +139,8 @@ def missing_library(kind: Kind, options: WatchOptions) -> str | None:
         if kind == "scene":
             load_rasterio("a scene")
             check_libraries(vector=options.vector is not None, report=options.report)
+            if options.stac_item:
+                load_pystac()
     except UnavailableError as error:
         return str(error)
     return None

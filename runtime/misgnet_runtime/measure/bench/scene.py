@@ -54,6 +54,11 @@ class SceneTask:
         return python_command("misgnet_runtime", *shared, "predict", *options, "--", *paths)
 
 
+def _environment() -> dict[str, str]:
+    """Returns the environment of the child, without defaults of options: the task states all of them."""
+    return environment(MISGNET_CONFIG="")
+
+
 @dataclass(frozen=True)
 class SceneRun:
     """Result of a scene run."""
@@ -98,7 +103,7 @@ def _check_bundle(task: SceneTask) -> None:
 def _run(command: list[str], output: IO[bytes], messages: IO[bytes]) -> tuple[int, int]:
     """Runs a command; returns its exit code and its peak memory in bytes."""
     peak = 0
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=messages, env=environment()) as run:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=messages, env=_environment()) as run:
         while run.poll() is None:
             peak = max(peak, _peak_bytes(run.pid))
             with suppress(subprocess.TimeoutExpired):
