@@ -52,7 +52,7 @@ def explain(error: Any, context: Any, arguments: Sequence[str]) -> str:
 def check_paths(context: Any) -> None:
     """Raises UsageError if arguments of a valid call are swapped, or a path is a folder instead of a file."""
     paths = [(param, value) for param in context.command.params for value in _paths(context.params.get(param.name))]
-    bundle = context.params.get("bundle")
+    bundle = next(iter(_paths(context.params.get("bundle"))), None)
     for param, path in paths:
         if bundle is not None and param.name != "bundle" and _is_bundle(path) and not _is_bundle(bundle):
             what = f"BUNDLE is {bundle}, and {_name(param)} is {path}, which is a bundle"
@@ -97,6 +97,8 @@ def unknown_command(context: Any, name: str) -> str:
         return f"there is no command '{name}'; did you mean {near[0]}?"
     if programs := [program for program, others in PROGRAMS.items() if name in others]:
         return f"there is no command '{name}' here; use `{programs[0]} {name}`"
+    if Path(name).exists():
+        return f"'{name}' is a path; a command comes first: {context.info_name} COMMAND {name}"
     return f"there is no command '{name}'; commands are {', '.join(commands)}"
 
 
