@@ -155,7 +155,7 @@ class LocalFile(RasterFile):
 
     def require(self) -> None:
         if not is_file(self.local):
-            found = "is a folder; give a GeoTIFF in it" if self.local.is_dir() else "does not exist"
+            found = "is a folder; give a GeoTIFF in it" if is_folder(self.local) else "does not exist"
             raise InputError(f"raster {self.local} {found}")
 
     def open(self) -> BinaryIO:
