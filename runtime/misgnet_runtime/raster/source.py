@@ -14,7 +14,7 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.geotiff import open_geotiff
 from misgnet_runtime.raster.stated import Stated
 from misgnet_runtime.raster.tiff import opened
-from misgnet_runtime.storage.files import file_sha256, is_file
+from misgnet_runtime.storage.files import file_sha256, is_file, is_folder
 from misgnet_runtime.storage.snapshot import FileStamp
 
 
