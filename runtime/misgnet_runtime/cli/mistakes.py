@@ -9,10 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import typer
+
 from misgnet_runtime.cli.help import argument_usage, option_usage, type_name
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.storage.files import is_file, is_folder
 
+# click's UsageError; newer versions of typer vendor click under another name.
+WRONG_CALL: Any = typer.BadParameter.__bases__[0]
 # The commands of all programs, for those who ask the wrong one; the runtime cannot import the others.
 PROGRAMS = MappingProxyType({
     "misgnet-run": (
@@ -161,7 +165,7 @@ def _extra(context: Any, arguments: Sequence[str]) -> str:
 def _parsed(context: Any, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the values of a call by parameter, as texts, and the arguments that are left over."""
     parser = context.command.make_parser(context)
-    with suppress(Exception):  # the call is invalid
+    with suppress(WRONG_CALL):
         given, extra, _ = parser.parse_args(list(arguments))
         return given, extra
     return {}, []
