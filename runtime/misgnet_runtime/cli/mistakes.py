@@ -9,10 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import typer
+
 from misgnet_runtime.cli.help import argument_usage, option_usage, type_name
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.storage.files import is_file
+from misgnet_runtime.storage.files import is_file, is_folder
 
+# click's UsageError; newer versions of typer vendor click under another name.
+WRONG_CALL: Any = typer.BadParameter.__bases__[0]
 # The commands of all programs, for those who ask the wrong one; the runtime cannot import the others.
 PROGRAMS = MappingProxyType({
     "misgnet-run": (
@@ -58,7 +62,7 @@ def check_paths(context: Any) -> None:
             what = f"BUNDLE is {bundle}, and {_name(param)} is {path}, which is a bundle"
             raise UsageError(f"{what}; {_usage(context)}")
     for param, path in paths:
-        if param.metavar in _FILES and not _may_be_folder(context, param) and path.is_dir():
+        if param.metavar in _FILES and not _may_be_folder(context, param) and is_folder(path):
             raise UsageError(f"{_name(param)} is {path}, which is a folder; name a file{_such_as(param, path)}")
         if param.metavar == "BUNDLE" and is_file(path):
             raise UsageError(f"{_name(param)} is {path}, which is a file; a bundle is a folder; {_usage(context)}")
@@ -73,7 +77,7 @@ def _paths(values: Any) -> list[Path]:
 
 def _may_be_folder(context: Any, param: Any) -> bool:
     """Returns whether the command takes folders instead of files: ``predict`` does, if a date is one."""
-    return param.name == "output" and any(path.is_dir() for path in _paths(context.params.get("before")))
+    return param.name == "output" and any(map(is_folder, _paths(context.params.get("before"))))
 
 
 def _such_as(param: Any, path: Path) -> str:
@@ -97,6 +101,8 @@ def unknown_command(context: Any, name: str) -> str:
         return f"there is no command '{name}'; did you mean {near[0]}?"
     if programs := [program for program, others in PROGRAMS.items() if name in others]:
         return f"there is no command '{name}' here; use `{programs[0]} {name}`"
+    if is_file(Path(name)) or is_folder(Path(name)):
+        return f"'{name}' is a path; a command comes first: {context.info_name} COMMAND {name}"
     return f"there is no command '{name}'; commands are {', '.join(commands)}"
 
 
@@ -159,7 +165,7 @@ def _extra(context: Any, arguments: Sequence[str]) -> str:
 def _parsed(context: Any, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the values of a call by parameter, as texts, and the arguments that are left over."""
     parser = context.command.make_parser(context)
-    with suppress(Exception):  # the call is invalid
+    with suppress(WRONG_CALL):
         given, extra, _ = parser.parse_args(list(arguments))
         return given, extra
     return {}, []

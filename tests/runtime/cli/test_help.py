@@ -139,6 +139,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "misspelled command": ("predct", "there is no command 'predct'; did you mean predict?"),
     "command of another program": ("build", "there is no command 'build' here; use `misgnet-export build`"),
     "unknown command": ("x", "there is no command 'x'; commands are predict, info, "),
+    "path in place of the command": (".", "'.' is a path; a command comes first: misgnet-run COMMAND ."),
     "option before the command": ("--cog predict", f"{COG}; write it after the command"),
     "option of another command": ("info b --cog", f"{COG}, not of info; leave it out"),
     "nothing given": ("predict", f"missing: BUNDLE, BEFORE, AFTER, -o FILE; {PREDICT}"),
