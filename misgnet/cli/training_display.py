@@ -65,11 +65,13 @@ class TrainingDisplay:
         return _clock((now - start) * (1 - share) / (share - first)) if share > first else "–:––"  # noqa: RUF001
 
     def __enter__(self) -> TrainingDisplay:
-        self._bars.start()
+        if self._bars.console.is_terminal:  # elsewhere, Rich would end the bar with an empty line
+            self._bars.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
 
 def _clock(seconds: float) -> str:

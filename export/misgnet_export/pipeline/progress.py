@@ -156,7 +156,8 @@ class _Bars:
         with self._changing:
             if self._progress is None:
                 self._progress = Progress(*columns, console=self._console, transient=True)
-                self._progress.start()
+                if self._console.is_terminal:  # elsewhere, Rich would end the bars with an empty line
+                    self._progress.start()
             self._count += 1
             return self._progress
 
@@ -164,5 +165,6 @@ class _Bars:
         with self._changing:
             self._count -= 1
             if self._count == 0:
-                progress.stop()
+                if progress.live.is_started:
+                    progress.stop()
                 self._progress = None
