@@ -14,6 +14,7 @@ python3 dev.py lint     run ruff (further arguments go to it), import-linter for
 python3 dev.py format   run ruff format (further arguments go to it)
 python3 dev.py types    run mypy, which is strict for the runtime (further arguments go to it)
 python3 dev.py docs     build the documentation into site/; warnings are errors (further arguments go to mkdocs build)
+python3 dev.py examples draw the demo scene, build the demo bundle, and run the notebooks, all in examples/ (minutes)
 python3 dev.py wheel    build and check sdist and wheel; install the wheel in clean environments outside the checkout
                         and run bundles there
 python3 dev.py lock     update requirements.lock after a change of pyproject.toml; versions in it stay unless
@@ -120,6 +121,12 @@ def docs(arguments: list[str]) -> None:
     run("mkdocs", "build", "--strict", *arguments)
 
 
+def examples(arguments: list[str]) -> None:
+    """Makes the files of examples/ again that are generated."""
+    run("python", "examples/make_demo.py")
+    run("python", "tools/run_notebooks.py", *arguments)
+
+
 def wheel(arguments: list[str]) -> None:
     run("python", "tools/check_wheel.py", *arguments)
 
@@ -142,7 +149,7 @@ def lock(arguments: list[str]) -> None:
 
 TASKS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo, "test": test, "runtime": runtime, "lowest": lowest, "lint": lint, "format": format_code,
-    "types": types, "docs": docs, "wheel": wheel, "lock": lock,
+    "types": types, "docs": docs, "examples": examples, "wheel": wheel, "lock": lock,
 }  # fmt: skip
 
 

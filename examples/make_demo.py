@@ -37,20 +37,23 @@ def draw_scene(folder: Path) -> NDArray[np.bool_]:
     return pair.label
 
 
-def build_bundle() -> None:
-    """Draws the tiles that the bundle is calibrated and evaluated on, and builds it."""
-    run("misgnet", "synthesize", "-o", "demo_tiles", "--seed", 1, "--size", TILE, "--force")
-    run("misgnet-export", "build", "--config", "demo_bundle.toml", "--force")
+def build_bundle(folder: Path) -> None:
+    """Draws the tiles that the bundle is calibrated and evaluated on, and builds it.
 
-
-def run(command: str, *arguments: object) -> None:
-    """Runs a command of this environment in this folder, so that the manifest states relative paths."""
-    words = [str(Path(sys.executable).with_name(command)), *map(str, arguments)]
-    print("$", command, *words[1:], flush=True)
-    subprocess.run(words, cwd=FOLDER, check=True)
+    Args:
+        folder: Folder of demo_bundle.toml and of the weights. The commands run in it, so that the manifest states
+            relative paths.
+    """
+    commands = (
+        ("misgnet", "synthesize", "-o", "demo_tiles", "--seed", "1", "--size", str(TILE), "--force"),
+        ("misgnet-export", "build", "--config", "demo_bundle.toml", "--force"),
+    )
+    for command, *arguments in commands:
+        print("$", command, *arguments, flush=True)
+        subprocess.run([Path(sys.executable).with_name(command), *arguments], cwd=folder, check=True)
 
 
 if __name__ == "__main__":
     draw_scene(FOLDER / "demo_scene")
     if "--scene" not in sys.argv[1:]:
-        build_bundle()
+        build_bundle(FOLDER)

@@ -1,8 +1,9 @@
-"""Hooks of the documentation's site (mkdocs.yml): insert generated parts, and Markdown files of the root folder.
+"""Hooks of the documentation's site (mkdocs.yml): insert generated parts, Markdown files of the root, and notebooks.
 
 A line `<!-- generate: NAME -->` of a page is replaced by text that is generated from the source. NAME is a program, for
 its reference (tools/cli_reference.py), or a kind of JSON file, for the structs in it (tools/schema_reference.py).
 A line `<!-- include: FILE.md -->` is replaced by that file, with its links rewritten for the site.
+Each notebook of examples/ becomes a page in notebooks/ (tools/notebook_pages.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
 from cli_reference import PROGRAMS, program_reference
+from notebook_pages import notebook_files
 from schema_reference import ROOTS, struct_reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +28,14 @@ ROOT_PAGES = {
 }  # fmt: skip
 SHORT_CODE = re.compile(r"<code>(?=[^<\s]{1,20}</code>)")
 LINK = re.compile(r"\]\((?P<target>[\w./-]+)(?P<anchor>#[\w-]+)?\)")
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds the notebooks' pages and pictures."""
+    for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
+        for path, content in notebook_files(notebook).items():
+            files.append(File.generated(config, path, content=content))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

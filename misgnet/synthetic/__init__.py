@@ -7,5 +7,6 @@ the real data sets may not be redistributed.
 """
 
 from misgnet.synthetic.pairs import SyntheticPair, make_pair, pair_seed, write_split
+from misgnet.synthetic.series import SyntheticSeries, make_series
 
-__all__ = ["SyntheticPair", "make_pair", "pair_seed", "write_split"]
+__all__ = ["SyntheticPair", "SyntheticSeries", "make_pair", "make_series", "pair_seed", "write_split"]

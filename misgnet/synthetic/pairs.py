@@ -54,10 +54,8 @@ def make_pair(seed: int, size: int = 256) -> SyntheticPair:
     plan, look, ground, *sensors = (Generator(PCG64(s)) for s in SeedSequence(seed).spawn(5))
     scene = plan_scene(plan, size)
     relief = make_relief(ground, size + 2 * MARGIN)
-    before, after = (
-        _photograph(scene, relief, make_light(look, date), date, sensors[date]) for date in (BEFORE, AFTER)
-    )
-    return SyntheticPair(before, after, _label(scene))
+    before, after = (photograph(scene, relief, make_light(look, date), date, sensors[date]) for date in (BEFORE, AFTER))
+    return SyntheticPair(before, after, draw_label(scene))
 
 
 def pair_seed(seed: int, index: int) -> int:
@@ -92,7 +90,7 @@ def write_split(
             progress(index + 1, count)
 
 
-def _photograph(scene: Scene, relief: Relief, light: Light, date: int, rng: Generator) -> NDArray[np.uint8]:
+def photograph(scene: Scene, relief: Relief, light: Light, date: int, rng: Generator) -> NDArray[np.uint8]:
     """Returns the image of a date, (size, size, 3), as taken by a camera that blurs, tints and adds noise."""
     size = scene.size
     view = _view(_paint(scene, relief, light, date, rng), size, light.shift)
@@ -138,7 +136,7 @@ def _view(canvas: Image.Image, size: int, shift: tuple[float, float]) -> Image.I
     return canvas.resize((size, size), Image.Resampling.HAMMING, box=box)
 
 
-def _label(scene: Scene) -> NDArray[np.bool_]:
+def draw_label(scene: Scene) -> NDArray[np.bool_]:
     """Returns the mask of roofs that exist at only one date, (size, size), on the common grid."""
     side = (scene.size + 2 * MARGIN) * SCALE
     canvas = Image.new("L", (side, side))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from misgnet.synthetic import SyntheticPair, make_pair, pair_seed, write_split
+from misgnet.synthetic import SyntheticPair, make_pair, make_series, pair_seed, write_split
 from misgnet.synthetic.plan import plan_scene
 
 SAMPLE = 60
@@ -158,3 +159,22 @@ def test_splits_share_no_pair() -> None:
     seeds = {pair_seed(split, index) for split in range(20) for index in range(50)}
     assert len(seeds) == 1000
     assert min(seeds) >= 2**32
+
+
+def test_series_is_the_pair_whose_changes_are_spread_over_the_dates() -> None:
+    series, pair = make_series(11, 256, 5), make_pair(11, 256)
+    assert [image.shape for image in series.images] == [(256, 256, 3)] * 5
+    first, *others = series.labels
+    assert not first.any() and np.array_equal(others[-1], pair.label)
+    assert all((later | ~earlier).all() for earlier, later in pairwise(series.labels)), "a change was undone"
+    assert len({int(label.sum()) for label in series.labels}) > 2, "all changes are at one date"
+    assert all(np.array_equal(a, b) for a, b in zip(series.images, make_series(11, 256, 5).images, strict=True))
+    for image, label in zip(series.images[1:], others, strict=True):
+        shown = np.abs(image.astype(float) - series.images[0]).mean(2)
+        assert not label.any() or shown[label].mean() > 1.2 * shown[~label].mean()
+
+
+@pytest.mark.parametrize(("size", "dates"), [(100, 3), (32, 3), (2048, 3), (256, 1)])
+def test_unsupported_series_is_rejected(size: int, dates: int) -> None:
+    with pytest.raises(ValueError, match=f"not {size} and {dates}"):
+        make_series(1, size, dates)
