@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -29,6 +30,8 @@ _EXPECTED = MappingProxyType({
     "int": "a whole number", "integer": "a whole number", "float": "a number",
 })  # fmt: skip
 _FILES = ("FILE", "SCENES", "RASTER", "REFERENCE", "DATES")  # words for values that are files
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".zst", ".7z")
+_NETWORKS = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".pt2")
 _ALIKE = 0.7  # from which similarity on a name is suggested
 
 
@@ -65,7 +68,8 @@ def check_paths(context: Any) -> None:
         if param.metavar in _FILES and not _may_be_folder(context, param) and is_folder(path):
             raise UsageError(f"{_name(param)} is {path}, which is a folder; name a file{_such_as(param, path)}")
         if param.metavar == "BUNDLE" and is_file(path):
-            raise UsageError(f"{_name(param)} is {path}, which is a file; a bundle is a folder; {_usage(context)}")
+            what = f"{_name(param)} is {path}, which is {_kind(path)}"
+            raise UsageError(f"{what}; {_usage(context)}")
         if param.metavar == "FOLDER" and is_file(path):
             raise UsageError(f"{_name(param)} is {path}, which is a file; name a folder")
 
@@ -78,6 +82,20 @@ def _paths(values: Any) -> list[Path]:
 def _may_be_folder(context: Any, param: Any) -> bool:
     """Returns whether the command takes folders instead of files: ``predict`` does, if a date is one."""
     return param.name == "output" and any(map(is_folder, _paths(context.params.get("before"))))
+
+
+def _kind(path: Path) -> str:
+    """Returns what a file is that was given instead of a bundle, and what to do with it."""
+    from misgnet_runtime.bundle.fields import MANIFEST
+
+    suffix = path.suffix.lower()
+    if path.name == MANIFEST:
+        return f"in a bundle; give its folder {path.parent}"
+    if suffix in _ARCHIVES:
+        return "a file; a bundle is a folder: unpack the archive first"
+    if suffix in _NETWORKS:
+        return f"a network; make a bundle of it with `misgnet-export build {shlex.quote(str(path))} ...`"
+    return "a file; a bundle is a folder"
 
 
 def _such_as(param: Any, path: Path) -> str:
