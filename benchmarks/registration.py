@@ -37,7 +37,7 @@ from misgnet_runtime.storage.atomic import write_file
 Offset = tuple[float, float]  # rows and columns, in pixels
 MAPS = ("as it is", "registered", "moved and registered")
 INSIDE = 64  # pixels from the edges
-_SPARE = 16  # pixels cut off at each edge, besides those that the shift makes up
+_SPARE = 19  # pixels cut off at each edge, besides those that the shift makes up
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,19 @@ def table(found: Sequence[Row], shift: Offset) -> str:
     lines += ["", f"AFTER moved by {_pixels(shift)} px: {good} of {len(found)} pairs within 0.1 px on both axes", ""]
     lines += [f"| F1 | {' | '.join(MAPS)} |", "|---|---|---|---|"]
     for about, scores in total(found).items():
-        cells = " | ".join("n/a" if score is None else f"{score:.4f}" for score in scores.values())
-        lines.append(f"| {about} | {cells} |")
+        lines.append(f"| {about} | {' | '.join(map(_score, scores.values()))} |")
     return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    if row.refused:
+        return f"{row.name}: {row.refused}"
+    scores = ", ".join(map(_score, next(iter(total([row]).values())).values()))
+    return f"{row.name}: error {_pixels(row.error)} px; F1 {', '.join(MAPS)}: {scores}"
+
+
+def _score(score: float | None) -> str:
+    return "n/a" if score is None else f"{score:.4f}"
 
 
 def _pixels(offset: Offset | None) -> str:
@@ -183,7 +193,7 @@ def main() -> None:
     with report_errors(), open_bundle(options.bundle, options.engine) as bundle:
         for row in rows(predict_with(bundle), options.data, shift):
             found.append(row)
-            print(row.name, row.refused or f"error {_pixels(row.error)} px", file=sys.stderr, flush=True)
+            print(_line(row), file=sys.stderr, flush=True)
         engine = bundle.engine.name
     print(table(found, shift))
     if options.json:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,24 @@ OPTIONS = ("--shell=bash", "--severity=style")
 
 def main() -> int:
     """Runs all checks and returns the exit code."""
-    failed = [name for name, passed in checks() if not passed]
+    failed = [name for name, check in checks().items() if not check()]
     for name in failed:
         print(f"{name}: failed, see above", file=sys.stderr)
     return 1 if failed else 0
 
 
-def checks() -> Iterator[tuple[str, bool]]:
-    """Runs each check and yields its name and whether it passed."""
+def checks() -> dict[str, Callable[[], bool]]:
+    """Returns what is checked, and functions that return whether it passes."""
+    found: dict[str, Callable[[], bool]] = {}
     for schema, pattern in SCHEMAS.items():
         files = [str(path) for path in sorted(ROOT.glob(pattern))]
-        options = ("--quiet", "--builtin-schema", f"vendor.{schema}")
-        yield pattern, bool(files) and run("check-jsonschema", *options, *files)
-    yield ".pre-commit-config.yaml", run("pre-commit", "validate-config", ".pre-commit-config.yaml")
-    yield "shell scripts", run("shellcheck", *OPTIONS, *shell_scripts())
-    for pattern in WITH_STEPS:
-        for file in sorted(ROOT.glob(pattern)):
-            for name, script in scripts_of(file):
-                yield f"{file.name}, {name}", run("shellcheck", *OPTIONS, "-", text=script)
+        found[pattern] = partial(run, "check-jsonschema", "--quiet", "--builtin-schema", f"vendor.{schema}", *files)
+    found[".pre-commit-config.yaml"] = partial(run, "pre-commit", "validate-config", ".pre-commit-config.yaml")
+    found["shell scripts"] = partial(run, "shellcheck", *OPTIONS, *shell_scripts())
+    for file in (path for pattern in WITH_STEPS for path in sorted(ROOT.glob(pattern))):
+        for name, script in scripts_of(file):
+            found[f"{file.name}, {name}"] = partial(run, "shellcheck", *OPTIONS, "-", text=script)
+    return found
 
 
 def shell_scripts() -> list[str]:

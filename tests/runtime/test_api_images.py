@@ -133,9 +133,9 @@ def test_masked_array_equals_a_scene_with_nodata(session: BundleSession, tmp_pat
         (np.zeros((0, 70, 3), np.uint8), r"'before' is uint8 \(0, 70, 3\)"),
         (BEFORE[:-1], r"differ in size: 70 x 89 and 70 x 90 px"),
         ([[1]], r"'before' is a builtins.list; pass an array, uint8 \(H, W, 3\), a Pillow image or a path"),
-        (Image.fromarray(BEFORE[..., 0]), r"'before' has Pillow mode 'L'; expected 8-bit RGB"),
-        (Image.fromarray(BEFORE.astype(np.uint16)[..., 0]), r"'before' has Pillow mode 'I;16'; expected 8-bit RGB"),
-        (Image.new("RGBA", (70, 90)), r"'before' has transparent pixels; expected 8-bit RGB without nodata"),
+        (Image.fromarray(BEFORE[..., 0]), r"'before' is 8-bit grey, and the network reads 8-bit RGB; .* not a label"),
+        (Image.fromarray(BEFORE.astype(np.uint16)[..., 0]), r"'before' is 16-bit grey, and the network reads 8-bit"),
+        (Image.new("RGBA", (70, 90)), r"'before' has transparent pixels, .* remove the alpha channel"),
         ("nowhere.png", r"image nowhere.png does not exist"),
     ],
     ids=[

@@ -407,7 +407,8 @@ def decode_manifest(path: Path, data: bytes | None = None) -> Manifest:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version not in READ_VERSIONS:
             read = " and ".join(map(str, READ_VERSIONS))
-            raise InputError(f"manifest {path} has schema {version}; this version reads {read}; build the bundle again")
+            advice = "update misgnet-export" if version > SCHEMA_VERSION else "build the bundle again"
+            raise InputError(f"manifest {path} has schema {version}; this version reads {read}; {advice}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except JSON_ERRORS as error:
         raise InputError(f"manifest {path} cannot be read: {_NOT_A_NAME.sub(_NAMES, str(error))}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -232,18 +232,25 @@ def find_pairs(before: Path, after: Path, label: Path | None = None, pixels: Pix
             raise InputError("BEFORE is a {} but AFTER is a {}; pass two files or two directories".format(*kinds))
     folders = [folder for folder in (before, after, label) if folder is not None]
     parts = [_images_by_stem(folder) for folder in folders]
-    for folder, files in zip(folders, parts, strict=True):
-        for stem, path in parts[0].items():
-            if stem not in files:
-                raise InputError(f"{path} has no partner in {folder}")
-        for stem, path in files.items():
-            if stem not in parts[0]:
-                raise InputError(f"{path} has no partner in {before}")
+    for folder, files in zip(folders[1:], parts[1:], strict=True):
+        _check_partners(parts[0], files, folder)
+        _check_partners(files, parts[0], before)
     labels = parts[2] if label is not None else {}
     return [
         Source(name=name, before=path, after=parts[1][name], label=labels.get(name), pixels=pixels)
         for name, path in sorted(parts[0].items())
     ]
+
+
+def _check_partners(files: Mapping[str, Path], others: Mapping[str, Path], folder: Path) -> None:
+    """Raises InputError if one of ``files`` has no partner among ``others``, the files of ``folder``."""
+    if not (alone := [path for stem, path in files.items() if stem not in others]):
+        return
+    more = f" ({len(alone):,} of {len(files):,} files have none)" if len(alone) > 1 else ""
+    raise InputError(
+        f"{alone[0]} has no partner in {folder}{more}; files of a pair have equal names, and {folder} has "
+        f"{', '.join(path.name for path in [*others.values()][:3])}{', ...' * (len(others) > 3)}"
+    )
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:

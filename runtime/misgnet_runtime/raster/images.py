@@ -95,16 +95,33 @@ def _samples(image: PIL.Image.Image, pixels: PixelFormat, name: str) -> Image:
 
 def _grey(image: PIL.Image.Image, pixels: PixelFormat, name: str) -> Image:
     if image.mode not in _GREY[pixels.samples] or image.has_transparency_data:
-        raise InputError(f"{name} has Pillow mode '{image.mode}'; expected {pixels} without transparency")
+        raise InputError(f"{name} is {_kind(image)}, and the network reads {pixels}{_advice(pixels)}")
     return np.asarray(image)[..., None].astype(pixels.samples, copy=False)
 
 
 def _rgb(image: PIL.Image.Image, name: str) -> Image:
     if image.mode not in ("RGB", "RGBA", "P"):
-        raise InputError(f"{name} has Pillow mode '{image.mode}'; expected 8-bit RGB")
+        label = "; pass the image, not a label or a mask, or convert it" * (image.mode in ("1", "L", "LA"))
+        raise InputError(f"{name} is {_kind(image)}, and the network reads 8-bit RGB{label or _advice(RGB8)}")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise InputError(f"{name} has transparent pixels; expected 8-bit RGB without nodata")
+        raise InputError(
+            f"{name} has transparent pixels, and the network reads 8-bit RGB without nodata; remove the alpha channel, "
+            "or pass GeoTIFFs with a mask or a nodata value"
+        )
     return np.asarray(image.convert("RGB"))
+
+
+_KINDS = {"1": "black and white", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "a palette image"}
+
+
+def _kind(image: PIL.Image.Image) -> str:
+    grey = "16-bit grey" if image.mode.startswith("I") else f"of mode {image.mode}"
+    kind = _KINDS.get(image.mode, grey)
+    return f"{kind} with transparency" if image.has_transparency_data and "alpha" not in kind else kind
+
+
+def _advice(pixels: PixelFormat) -> str:
+    return f"; convert it to {pixels} without transparency, as the images that the network was trained on"
 
 
 def read_pair(before: Path, after: Path, pixels: PixelFormat = RGB8) -> tuple[Image, Image]:
@@ -254,7 +271,10 @@ def _decode(path: Path, *, wide: bool = True) -> PIL.Image.Image:
 def _turned(image: PIL.Image.Image, name: str, *, wide: bool) -> PIL.Image.Image:
     """Decodes an open image and applies its EXIF orientation; see :func:`_decode`."""
     if not wide and any(";16" in str(part) for part in getattr(image, "tile", ())):
-        raise InputError(f"{name} has 16 bits per channel; expected 8-bit RGB")
+        raise InputError(
+            f"{name} has 16 bits per channel, and the network reads 8-bit RGB; convert it as the images that the "
+            "network was trained on, or pass GeoTIFFs with --scale or --stretch"
+        )
     try:
         with _unwarned():
             image.load()

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.formatting import plural
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.geotiff import is_georeferencing
 from misgnet_runtime.raster.source import RasterFile
 from misgnet_runtime.raster.tiff import ORIENTATION, PHOTOMETRIC, header_of
@@ -18,16 +20,11 @@ from misgnet_runtime.raster.tiff import ORIENTATION, PHOTOMETRIC, header_of
 RGB = ("red", "green", "blue")
 UNSTATED = ("gray", "undefined")  # GDAL's colour of bands that the file does not describe
 _REFUSED = {  # TIFF's PhotometricInterpretation
-    3: ("palette indices", "convert them to RGB with gdal_translate -expand rgb"),
-    5: ("CMYK inks", "convert it to RGB with its colour profile"),
-    8: ("CIE L*a*b* colours", "convert it to RGB"),
-    9: ("ICC L*a*b* colours", "convert it to RGB"),
-    10: ("ITU L*a*b* colours", "convert it to RGB"),
-    32803: ("a colour filter array", "develop it to RGB"),
-    34892: ("linear raw values", "develop it to RGB"),
-    32844: ("logarithmic luminance", "convert it to RGB"),
-    32845: ("logarithmic luminance", "convert it to RGB"),
-}
+    3: "palette indices", 5: "CMYK inks", 8: "CIE L*a*b* colours", 9: "ICC L*a*b* colours", 10: "ITU L*a*b* colours",
+    32803: "a colour filter array", 34892: "linear raw values", 32844: "logarithmic luminance",
+    32845: "logarithmic luminance",
+}  # fmt: skip
+_PALETTE, _YCBCR = 3, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +84,13 @@ def together(bands: Sequence[BandMetadata]) -> BandMetadata:
     )
 
 
-def check_interpretation(dataset: Any, source: RasterFile) -> None:
+def check_interpretation(dataset: Any, source: RasterFile, pixels: PixelFormat = RGB8) -> None:
     """Checks a file for metadata that this project does not apply to stored pixels.
 
+    ``pixels`` is what the network reads, for messages.
+
     Raises:
-        InputError: Pixels are not brightness of red, green and blue, are rotated by an orientation tag, are
+        InputError: Pixels are not brightness or measurements of bands, are rotated by an orientation tag, are
             georeferenced only by ground control points or RPCs, are complex numbers or of several types, or the file
             contains several images.
     """
@@ -109,12 +108,26 @@ def check_interpretation(dataset: Any, source: RasterFile) -> None:
         )
     photometric = header.number(PHOTOMETRIC, 1)
     if photometric in _REFUSED:
-        what, advice = _REFUSED[photometric]
-        raise InputError(f"raster {source} contains {what}, not brightness of red, green and blue; {advice}")
-    if photometric == 6 and [colour.name for colour in dataset.colorinterp[:3]] != list(RGB):
-        raise InputError(f"raster {source} contains YCbCr colours that GDAL does not convert; convert it to RGB")
+        raise _not_of_bands(_REFUSED[photometric], photometric, source, pixels)
+    if photometric == _YCBCR and [colour.name for colour in dataset.colorinterp[:3]] != list(RGB):
+        raise _not_of_bands("YCbCr colours that GDAL does not convert", photometric, source, pixels)
     _check_transform(dataset, source)
     _check_types(dataset, source)
+
+
+def _not_of_bands(what: str, photometric: int, source: RasterFile, pixels: PixelFormat) -> InputError:
+    """Returns the error for values that are not those of ``pixels``, with what to do for a network that reads these."""
+    if not pixels.is_rgb8:
+        # Such a tag is often wrong: a program wrote it because the file has as many bands as the colours.
+        advice = (
+            f"if it holds the values of {plural(pixels.bands, 'band')} and only the tag is wrong, rewrite it with "
+            "gdal_translate -co PHOTOMETRIC=MINISBLACK; else pass the raster that these colours were made of"
+        )
+    elif photometric == _PALETTE:
+        advice = "convert them with gdal_translate -expand rgb; if they are classes, pass the image instead"
+    else:
+        advice = "convert it to 8-bit RGB in an image program, since GDAL copies these values as they are"
+    return InputError(f"raster {source} contains {what}, and the network reads {pixels}; {advice}")
 
 
 def _check_types(dataset: Any, source: RasterFile) -> None:

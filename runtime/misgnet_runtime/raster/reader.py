@@ -320,7 +320,7 @@ def _warped(rasterio: Any, raster: Raster, source: Grid, grid: Grid) -> Iterator
 
 def _opened_file(rasterio: Any, stack: ExitStack, source: RasterFile, date: str, pixels: PixelFormat) -> Raster:
     """Opens one file; ``stack`` closes it."""
-    dataset = stack.enter_context(_checked(rasterio, source))
+    dataset = stack.enter_context(_checked(rasterio, source, pixels))
     metadata = file_metadata(dataset, source.stated, str(source))
     return Raster(
         date=date, dataset=dataset, alpha=_alpha(metadata.colours), state=None, metadata=metadata, options=GDAL,
@@ -335,10 +335,10 @@ def _stacked(parts: list[Raster], source: RasterFile) -> Raster:
     return replace(parts[0], blocks=blocks, parts=tuple(parts))
 
 
-def _checked(rasterio: Any, source: RasterFile) -> Any:
+def _checked(rasterio: Any, source: RasterFile, pixels: PixelFormat) -> Any:
     dataset = _opened(rasterio, source)
     check_memory(dataset, 0, "a window")
-    check_interpretation(dataset, source)
+    check_interpretation(dataset, source, pixels)
     return dataset
 
 

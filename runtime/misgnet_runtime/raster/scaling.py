@@ -73,6 +73,8 @@ def choose_bands(
         return stated[0][0], stated[1][0], stated[2][0]
     if len(others) == 3 and all(colours[band - 1] in UNSTATED for band in others):
         return tuple(others)
+    if len(others) < 3:
+        raise _too_few(len(others), name, pixels, ", or repeat a grey band with --bands 1,1,1")
     shown = ", ".join(colours[:8]) + ", ..." * (len(colours) > 8)
     described = "" if set(colours) <= {*UNSTATED, "alpha"} else f" that the file calls {shown}"
     raise InputError(
@@ -117,7 +119,16 @@ def _declared_bands(declared: Sequence[float], count: int, name: str, pixels: Pi
     return bands
 
 
+def _too_few(found: int, name: str, pixels: PixelFormat, otherwise: str = "") -> InputError:
+    return InputError(
+        f"raster {name} has {plural(found, 'band')}, and the network reads {pixels}; pass the image with all "
+        f"{pixels.bands} bands, not a label or a mask{otherwise}"
+    )
+
+
 def _wrong_count(found: int, alpha: int | None, name: str, pixels: PixelFormat) -> InputError:
+    if found < pixels.bands:
+        return _too_few(found, name, pixels)
     besides = f" besides its alpha band {alpha}" if alpha else ""
     example = ",".join(map(str, range(1, pixels.bands + 1)))
     return InputError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from misgnet_runtime.callables import Image
+from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.declared import Declared
 from misgnet_runtime.raster.reader import Pair, Raster
 from misgnet_runtime.raster.scaling import (
@@ -28,24 +31,59 @@ def find_scaling(raster: Raster, declared: Declared) -> Scaling:
     """Returns the scaling of values to the raster's pixel format; a stretch samples 8 x 8 windows of 128 x 128 px.
 
     Raises:
-        InputError: The scaling is not declared or not possible.
+        InputError: Bands or scaling are not declared, with all that is missing, or not possible.
         UsageError: A declared band does not exist, or options have another number of values than the network bands.
     """
-    check_contradictions(raster.contradictions, declared)
-    if raster.parts and declared.bands is None:
-        bands = assets_as_bands(len(raster.parts), raster.name, raster.pixels)
-    else:
-        bands = choose_bands(declared, raster.colours, raster.alpha, raster.name, raster.pixels)
-    stated = raster.stated(bands)
+    check_declared((raster, declared))
+    bands = _bands(raster, declared)
     if declared.stretch is None:
-        dtype = raster.file.dtypes[0]
-        return declared_scaling(declared, bands, dtype, stated, name=raster.name, pixels=raster.pixels)
+        return _declared(raster, declared, bands)
+    stated = raster.stated(bands)
     check_stretch(stated, raster.name)
     picked = []
     for rows, columns in spread(raster.dataset.height, raster.dataset.width, _SAMPLES, _SAMPLE):
         values, valid, _ = raster.read(bands, rows, columns)
         picked.append(values[:, valid])
     return stretched(bands, np.concatenate(picked, axis=1), declared.stretch, raster.name, raster.pixels.samples)
+
+
+def check_declared(*dates: tuple[Raster, Declared]) -> None:
+    """Raises InputError if bands or scaling of a date are not declared; the message has all that is missing."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for raster, declared in dates:
+        if problems := tuple(_undeclared(raster, declared)):
+            found.setdefault(problems, []).append(raster.name)
+    if found:
+        shown = (f"raster {', like '.join(names)}{',' * (len(names) > 1)} {'; it also '.join(problems)}"
+                 for problems, names in found.items())  # fmt: skip
+        raise InputError("; ".join(shown))
+
+
+def _undeclared(raster: Raster, declared: Declared) -> Iterator[str]:
+    """Yields what is missing for each declaration, without the raster's name: "has 4 bands; specify ..."."""
+    name = f"raster {raster.name} "
+    check_contradictions(raster.contradictions, declared)
+    try:
+        bands = _bands(raster, declared)
+    except InputError as error:
+        yield str(error).removeprefix(name)
+        bands = tuple(range(1, min(len(raster.colours), raster.pixels.bands) + 1))
+    if declared.stretch is None:
+        try:
+            _declared(raster, declared, bands)
+        except InputError as error:
+            yield str(error).removeprefix(name)
+
+
+def _bands(raster: Raster, declared: Declared) -> tuple[int, ...]:
+    if raster.parts and declared.bands is None:
+        return assets_as_bands(len(raster.parts), raster.name, raster.pixels)
+    return choose_bands(declared, raster.colours, raster.alpha, raster.name, raster.pixels)
+
+
+def _declared(raster: Raster, declared: Declared, bands: tuple[int, ...]) -> Scaling:
+    stated, dtype = raster.stated(bands), raster.file.dtypes[0]
+    return declared_scaling(declared, bands, dtype, stated, name=raster.name, pixels=raster.pixels)
 
 
 def spread(height: int, width: int, count: int, size: int, step: int | None = None) -> list[tuple[Span, Span]]:

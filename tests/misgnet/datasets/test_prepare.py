@@ -554,13 +554,13 @@ def test_command_reports_counts_and_skipped_files(source: Path, tmp_path: Path) 
     (source / "readme.txt").write_text("hello")
     code, output, _ = run("levir", source, "-o", tmp_path / "out", "--tile", 32)
     assert code == 0
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
-    assert [row[:5] for row in rows] == [
+    rows = [line.split() for line in output.splitlines()]
+    assert [row[:5] for row in rows if row and row[0] in ("train", "val", "test") and row[1].isdigit()] == [
         ["train", "2", "445", "10", "0"], ["val", "1", "64", "4", "0"], ["test", "1", "128", "2", "0"],
     ]  # fmt: skip
     assert "not the complete published set" in output and "readme.txt: not part" in output
     code, output, _ = run("levir", source, "-o", tmp_path / "out", "--tile", 32)
-    assert code == 0 and "│ train │" in output
+    assert code == 0 and "train" in output
 
 
 def test_command_exits_with_the_code_of_the_error(source: Path, tmp_path: Path) -> None:

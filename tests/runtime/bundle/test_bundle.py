@@ -207,7 +207,7 @@ def test_huge_manifest_is_refused(bundle: Path) -> None:
 
 def test_other_schema_version_is_named(bundle: Path) -> None:
     edit(bundle, lambda m: m.update(schema_version=3, new_field=1))
-    assert "has schema 3; this version reads 1 and 2" in refused(bundle)
+    assert "has schema 3; this version reads 1 and 2; update misgnet-export" in refused(bundle)
 
 
 def test_schema_1_is_read_and_means_a_quarter_of_a_tile(bundle: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+fcntl = pytest.importorskip("fcntl", reason="Windows has no fcntl")
 pytest.importorskip("cryptography", reason="needs cryptography: pip install 'misgnet-export[verify]'")
 
 from misgnet_runtime import open_bundle

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import select
 import subprocess
@@ -98,6 +97,7 @@ def test_programs_run_as_modules(program: str) -> None:
 
 def on_a_terminal(**variables: str) -> bytes:
     """Returns what ``misgnet-run info -h`` writes to a terminal."""
+    pty = pytest.importorskip("pty", reason="Windows has no terminals of this kind")
     main, side = pty.openpty()
     command = [sys.executable, "-m", "misgnet_runtime", "info", "-h"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime"), "TERM": "xterm", "COLUMNS": "60", **variables}

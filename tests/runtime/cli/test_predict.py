@@ -181,7 +181,7 @@ def test_a_file_in_place_of_the_output_folder_is_refused(place: Place, run: Run)
 def test_a_folder_in_place_of_the_output_is_refused(place: Place, run: Run) -> None:
     place.output.mkdir(parents=True)
     failed(run(*place.predict()), 2)
-    failed(run(*place.predict("--force")), 4)
+    failed(run(*place.predict("--force")), 2)
     assert list(place.output.parent.iterdir()) == [place.output]
 
 

@@ -80,9 +80,9 @@ def test_tiffs_of_another_format_are_refused(
     ("name", "values", "pixels", "words"),
     [
         ("x.png", np.zeros((9, 9, 3), np.uint8), FOUR16, ("cannot hold 4 bands of uint16", "GeoTIFF")),
-        ("x.jpg", np.zeros((9, 9, 3), np.uint8), GREY8, ("mode 'RGB'", "1 band of uint8")),
-        ("x.png", np.zeros((9, 9), np.uint16), GREY8, ("mode 'I", "1 band of uint8")),
-        ("x.png", np.zeros((9, 9), np.uint8), GREY16, ("mode 'L'", "1 band of uint16")),
+        ("x.jpg", np.zeros((9, 9, 3), np.uint8), GREY8, ("of mode RGB", "1 band of uint8")),
+        ("x.png", np.zeros((9, 9), np.uint16), GREY8, ("16-bit grey", "reads 1 band of uint8")),
+        ("x.png", np.zeros((9, 9), np.uint8), GREY16, ("8-bit grey", "reads 1 band of uint16")),
     ],
 )
 def test_pictures_of_another_format_are_refused(

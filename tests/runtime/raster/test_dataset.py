@@ -257,6 +257,15 @@ def test_images_that_are_not_8_bit_rgb_are_refused(tmp_path: Path, case: str) ->
     assert str(path) in str(caught.value)
 
 
+def test_folders_without_common_names_show_the_names(tmp_path: Path) -> None:
+    for folder, names in (("A", "abc"), ("B", "axyzw")):
+        for name in names:
+            save(tmp_path / folder / f"{name}.png", np.zeros((9, 9, 3), np.uint8))
+    found = r"A/b\.png has no partner in .*B \(2 of 3 files have none\); .*B has a\.png, w\.png, x\.png, \.\.\.$"
+    with pytest.raises(InputError, match=found):
+        find_pairs(tmp_path / "A", tmp_path / "B")
+
+
 def test_opaque_alpha_and_palette_become_rgb(tmp_path: Path) -> None:
     opaque = with_alpha(255)
     assert (read_image(save(tmp_path / "a.png", opaque)) == np.asarray(opaque)[..., :3]).all()

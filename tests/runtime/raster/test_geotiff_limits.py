@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+
+resource = pytest.importorskip("resource", reason="Windows cannot limit the memory of a process")
 from rasterio.transform import from_origin
 
 from misgnet_runtime.errors import InputError

@@ -22,8 +22,10 @@ from rasterio.transform import Affine
 
 from misgnet_runtime.cli import main as cli
 from misgnet_runtime.errors import InputError
+from misgnet_runtime.pixels import RGB8, PixelFormat
 from misgnet_runtime.raster.dataset import TileSet, load_source
 from misgnet_runtime.raster.images import image_size, read_image
+from misgnet_runtime.raster.reader import open_raster
 from support.bundles import FLOAT, make_bundle, write_image
 from support.commands import exit_code
 from support.scenes import PLACE, read, scene, write_raster
@@ -170,6 +172,30 @@ def test_other_colour_models_are_refused(workspace: Workspace, case: str) -> Non
     write, words = PHOTOMETRIC[case]
     write(workspace.after)
     workspace.refused("after.tif", *words)
+
+
+def test_all_missing_declarations_of_both_dates_are_one_message(workspace: Workspace) -> None:
+    for path in (workspace.before, workspace.after):
+        write_raster(path, np.concatenate([AFTER, AFTER[:1]]).astype(np.uint16))
+    workspace.refused("before.tif, like ", "after.tif, has 4 bands; specify", "; it also contains uint16, ")
+    write_raster(workspace.before, BEFORE)
+    workspace.refused(
+        "after.tif has 4 bands; specify", "--bands 3,2,1", "; it also contains uint16, ", "--stretch 2,98"
+    )
+    workspace.refused("after.tif contains uint16, ", more=("--after-bands", "3,2,1"))
+
+
+@pytest.mark.parametrize("pixels", [RGB8, PixelFormat(4, "uint16")])
+def test_advice_for_other_colour_models_suits_the_network(tmp_path: Path, pixels: PixelFormat) -> None:
+    """A program tags any four bands as CMYK; then only the tag is wrong."""
+    values = np.concatenate([AFTER, AFTER[:1]]).astype(pixels.samples)
+    path = write_raster(tmp_path / "x.tif", values, photometric="CMYK")
+    with pytest.raises(InputError) as caught, open_raster(path, "before", pixels=pixels):
+        pass
+    message = str(caught.value)
+    assert f"contains CMYK inks, and the network reads {pixels}; " in message
+    assert ("convert it to 8-bit RGB" in message) is pixels.is_rgb8
+    assert ("gdal_translate -co PHOTOMETRIC=MINISBLACK" in message) is not pixels.is_rgb8
 
 
 def test_ycbcr_is_converted_by_gdal(workspace: Workspace) -> None:

@@ -99,7 +99,12 @@ def test_percentiles_become_black_and_white(tmp_path: Path) -> None:
     ("how", "kind", "words"),
     [
         ({"before": BEFORE.astype(np.uint16)}, InputError, ("contains uint16", "--scale", "--stretch 2,98")),
-        ({"before": BEFORE[:1]}, InputError, ("has 1 band;", "--bands 3,2,1")),
+        ({"before": BEFORE[:1]}, InputError, ("has 1 band,", "not a label", "--bands 1,1,1")),
+        (
+            {"before": np.concatenate([BEFORE, BEFORE]).astype(np.uint16)},
+            InputError,
+            ("has 6 bands; specify", "--bands 3,2,1", "; it also contains uint16", "--stretch 2,98"),
+        ),
         ({"before": np.concatenate([BEFORE, BEFORE])}, InputError, ("has 6 bands", "--before-bands")),
         ({"declared": Declared(bands=(1, 2, 9))}, UsageError, ("band 9 was requested", "has 3 bands")),
         ({"before": BEFORE * 0, "declared": Declared(stretch=(2.0, 98.0))}, InputError, ("band 1", "has 0 at")),

@@ -17,6 +17,9 @@ from misgnet_runtime.storage.atomic import replace_file, replace_folder, write_f
 from support.bundles import make_bundle, write_image
 from support.commands import exit_code
 
+if not hasattr(os, "mkfifo"):
+    pytest.skip("Windows has no pipes and devices in folders", allow_module_level=True)
+
 Make = Callable[[Path], object]
 
 

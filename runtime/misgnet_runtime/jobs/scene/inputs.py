@@ -21,7 +21,7 @@ from misgnet_runtime.raster.registration import Registration, estimate_offset
 from misgnet_runtime.raster.resolution import ground_resolution, resolution_warning
 from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.source import Identity, RasterFile, changed
-from misgnet_runtime.raster.statistics import find_scaling, residual_shift
+from misgnet_runtime.raster.statistics import check_declared, find_scaling, residual_shift
 from misgnet_runtime.raster.unreadable import Blocks, Tally, UnreadableBlock
 
 
@@ -100,11 +100,13 @@ def inspected(pair: Pair, options: SceneOptions) -> Iterator[tuple[Pair, Inputs]
 
     Raises:
         UnreadableError: A larger share of a date is unreadable than ``options`` allow.
-        InputError: As :func:`inspect_date`, :func:`check_statements`, :func:`find_ground` and :func:`estimate_offset`.
+        InputError: As :func:`check_declared`, :func:`inspect_date`, :func:`check_statements`, :func:`find_ground` and
+            :func:`estimate_offset`.
         UnavailableError: scikit-image is missing, and ``options`` ask for a registration.
     """
     Tally({"before": pair.before.blocks, "after": pair.after.blocks}, options.max_unreadable)
     ground = find_ground(pair, options.aoi)
+    check_declared((pair.before, options.dates[0]), (pair.after, options.dates[1]))
     before, after = inspect_date(pair.before, options.dates[0]), inspect_date(pair.after, options.dates[1])
     check_statements(before, after)
     with ExitStack() as stack:
