@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 
 from misgnet._unpickle import Record, TensorRef, TorchArchive, shown
 from misgnet.network import MISGNet, build_misgnet
+from misgnet_runtime.bundle.fields import MANIFEST
 from misgnet_runtime.errors import InputError, UsageError
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.limits import CHECKPOINT_ENTRIES, PICKLE_KEY, SAFETENSORS_HEADER_BYTES, WEIGHTS_BYTES
@@ -188,7 +189,10 @@ def _state_dict(file: _File) -> dict[str, torch.Tensor]:
 
 def _read_file(path: Path) -> _File:
     if is_not_regular_file(path):
-        raise InputError(f"checkpoint {path} is not a regular file")
+        found = "is not a regular file"
+        if (path / MANIFEST).is_file():
+            found = "is a bundle; misgnet-run runs it, and misgnet-export parity evaluates it"
+        raise InputError(f"checkpoint {path} {found}")
     try:
         with path.open("rb") as file:
             size = min(os.fstat(file.fileno()).st_size, WEIGHTS_BYTES)  # read(n) allocates n bytes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -102,9 +104,14 @@ def check_imports(python: Path, work: Path, *, with_compiler: bool) -> None:
 
 
 def check_version(programs: Path, wheel: Path, work: Path) -> None:
+    """Checks the printed version, and completion by bash."""
     printed = run(programs / "misgnet-run", "--version", cwd=work).split()
     if printed[:2] != ["misgnet-run", wheel.name.split("-")[1]]:
         raise SystemExit(f"{wheel.name} is installed, and misgnet-run --version prints {' '.join(printed)}")
+    asked = {"_MISGNET_RUN_COMPLETE": "complete_bash", "COMP_WORDS": "misgnet-run inf", "COMP_CWORD": "1"}
+    completed = run(programs / "misgnet-run", cwd=work, **asked).split()
+    if completed != ["info"]:
+        raise SystemExit(f"bash completes `misgnet-run inf` to {completed}, not to info")
 
 
 def run_images(programs: Path, work: Path) -> None:
@@ -134,17 +141,17 @@ def use_bundle(programs: Path, work: Path, *engines: EngineEntry) -> None:
 
 
 def run_scene(programs: Path, work: Path) -> None:
-    """Maps a generated pair of GeoTIFFs, by the demo bundle where the checkout has one."""
-    from support.bundles import make_bundle
-    from support.scenes import scene, write_raster
-
-    demo = ROOT / "examples" / "demo_bundle"
-    bundle = demo if demo.is_dir() else make_bundle(work / "bundle")
-    pair = [write_raster(work / f"{i}.tif", pixels) for i, pixels in enumerate(scene(300, 280))]
-    outputs = [work / "change.tif", work / "change.gpkg", work / "change.html"]
-    options = ["-o", outputs[0], "--vector", outputs[1], "--report", outputs[2]]
-    run(programs / "misgnet-run", "predict", bundle, *pair, *options, cwd=work)
-    exists(*outputs)
+    """Runs the README's first command and its lines of Python, beside the folders of examples that they name."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("demo_bundle", "demo_scene"):
+        shutil.copytree(ROOT / "examples" / name, work / "examples" / name)
+    shell = next(block for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if "misgnet-run predict" in block)
+    command = shell[shell.index("misgnet-run predict") :]
+    name, *words = shlex.split(command.replace("\\\n", " "))
+    run(programs / name, *words, cwd=work)
+    (python,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    print(run(programs / "python", "-c", python, cwd=work), end="")
+    exists(work / "change.tif", work / "change.html", work / "change.gpkg")
 
 
 def run_build(programs: Path, work: Path) -> None:
@@ -168,12 +175,13 @@ def exists(*outputs: Path) -> None:
         raise SystemExit(f"misgnet-run predict ended with exit code 0 and wrote no {', '.join(lacking)}")
 
 
-def run(*words: object, cwd: Path) -> str:
-    """Runs a command outside the checkout, shown first, and returns its stdout."""
+def run(*words: object, cwd: Path, **variables: str) -> str:
+    """Runs a command outside the checkout, shown first, with more environment variables, and returns its stdout."""
     command = [str(word) for word in words]
     print("$", *(command[:2] if "-c" in command[1:2] else command), flush=True)
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if key not in hidden} | {"PYTHONSAFEPATH": "1"}
+    environment |= variables
     ended = subprocess.run(command, cwd=cwd, env=environment, check=False, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
         raise SystemExit(f"{ended.stdout}\n{command[0]} ended with exit code {ended.returncode}")

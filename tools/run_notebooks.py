@@ -3,7 +3,7 @@
 
 python tools/run_notebooks.py [NAME...]     default: all; each takes at most a few minutes
 
-They run in a temporary folder, so that their outputs name no folder of this machine.
+Their outputs name no folder of this machine: they run in a temporary one, whose name is removed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from nbformat import NotebookNode
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SECONDS = 900  # limit of one cell
+LIBRARY = re.compile(r"/\S*/(?:site-packages|python3\.\d+)/")  # the folder of a library, in warnings
 LARGE = 100_000  # characters of a picture as PNG, above which it is kept as JPEG
 
 
@@ -41,7 +43,7 @@ def executed(path: Path, folder: Path) -> NotebookNode:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         shrink_picture(output.get("data", {}))
         if "text" in output:
-            output.text = output.text.replace(f"{folder}/", "")
+            output.text = LIBRARY.sub("", output.text.replace(f"{folder}/", ""))
     notebook.metadata.language_info = {"name": "python"}  # the kernel adds its version
     return notebook
 

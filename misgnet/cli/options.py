@@ -42,11 +42,19 @@ def check_numbers(tile: int, batch: int, threshold: float) -> None:
 
 
 class Bar(Progress):
-    """A progress bar on stderr; pass its ``move`` as a function's ``progress`` callback."""
+    """A progress bar on stderr, if that is a terminal; pass its ``move`` as a function's ``progress`` callback."""
 
     def __init__(self, name: str) -> None:
         super().__init__(console=unless_quiet(err_console), transient=True)
         self._bar: TaskID = self.add_task(name, total=None)
+
+    def start(self) -> None:
+        if self.console.is_terminal:  # elsewhere, Rich would end the bar with an empty line
+            super().start()
+
+    def stop(self) -> None:
+        if self.live.is_started:
+            super().stop()
 
     def move(self, done: int, of: int) -> None:
         self.update(self._bar, completed=done, total=of)

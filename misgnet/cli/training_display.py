@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from misgnet.training import EpochReport, Report, StepReport
 
 
+_WIDE = 96  # columns of a terminal in which bar and speed fit beside the rest
+
+
 class TrainingDisplay:
     """A progress bar with loss, F1, speed and time left, and a line for every validation; use it in a ``with`` block.
 
@@ -23,9 +26,9 @@ class TrainingDisplay:
     """
 
     def __init__(self, shown: bool = True) -> None:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[now]}"),
-        )  # fmt: skip
+        self._narrow = err_console.width < _WIDE
+        bar = () if self._narrow else (BarColumn(24),)
+        columns = (TextColumn("{task.description}"), *bar, TaskProgressColumn(), TextColumn("{task.fields[now]}"))
         self._bars = Progress(*columns, console=unless_quiet(err_console), disable=not shown)
         self._bar = self._bars.add_task("training", total=1.0, now="")
         self._start: tuple[float, float] | None = None
@@ -46,7 +49,8 @@ class TrainingDisplay:
         self._loss += weight * (step.loss - self._loss)
         self._speed += weight * (step.pairs_per_second - self._speed)
         left = self._time_left(step.share)
-        now = f"loss {self._loss:.3f}, F1 {self._f1}, {self._speed:.1f} pairs/s, {left} left"
+        speed = "" if self._narrow else f"{self._speed:.1f} pairs/s, "
+        now = f"loss {self._loss:.3f}, F1 {self._f1}, {speed}{left} left"
         self._bars.update(self._bar, completed=step.share, description=f"epoch {step.epoch + 1}", now=now)
 
     def _show_validation(self, found: EpochReport) -> None:
@@ -65,11 +69,13 @@ class TrainingDisplay:
         return _clock((now - start) * (1 - share) / (share - first)) if share > first else "–:––"  # noqa: RUF001
 
     def __enter__(self) -> TrainingDisplay:
-        self._bars.start()
+        if self._bars.console.is_terminal:  # elsewhere, Rich would end the bar with an empty line
+            self._bars.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:
+            self._bars.stop()
 
 
 def _clock(seconds: float) -> str:

@@ -142,7 +142,7 @@ def _runnable(entry: EngineEntry, files: Path | CheckedFiles, interface: Interfa
         stand_in = EngineEntry(entry.name, "onnxruntime", entry.graph, entry.graph, entry.precision, "")
         engine = open_for_evaluation(stand_in, files, interface)
         status = "proxy"
-        reason = entry.compiled if entry.on_device else f"does not run here: {error}"
+        reason = entry.compiled if entry.on_device else f"does not run here: {error.short}"
     with ChangeDetector(engine, interface) as detector:
         yield Running(entry, detector, status, reason)
 

@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from misgnet_runtime.formatting import printable
 from misgnet_runtime.machine import usable_cores
@@ -151,12 +152,14 @@ class _Bars:
             self._one_less(progress)
 
     def _one_more(self) -> Progress:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[count]}"),
-                   TimeElapsedColumn())  # fmt: skip
+        # In a narrow terminal, only the end of the description is cut.
+        description = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+        columns = (SpinnerColumn(), description, BarColumn(12), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
         with self._changing:
             if self._progress is None:
-                self._progress = Progress(*columns, console=self._console, transient=True)
-                self._progress.start()
+                self._progress = Progress(*columns, console=self._console, transient=True, expand=True)
+                if self._console.is_terminal:  # elsewhere, Rich would end the bars with an empty line
+                    self._progress.start()
             self._count += 1
             return self._progress
 
@@ -164,5 +167,6 @@ class _Bars:
         with self._changing:
             self._count -= 1
             if self._count == 0:
-                progress.stop()
+                if progress.live.is_started:
+                    progress.stop()
                 self._progress = None

@@ -16,9 +16,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from misgnet_runtime import log
 from misgnet_runtime.cli import help as help_page
-from misgnet_runtime.cli.completion import COMMAND
+from misgnet_runtime.cli.completion import COMMAND, TYPED
 from misgnet_runtime.cli.config import defaults_in_force
-from misgnet_runtime.cli.mistakes import check_paths, explain, unknown_command
+from misgnet_runtime.cli.mistakes import WRONG_CALL, check_paths, explain, unknown_command
 from misgnet_runtime.cli.standard_streams import steady_streams
 from misgnet_runtime.errors import InputError, MisgnetError, UsageError
 from misgnet_runtime.formatting import printable
@@ -26,9 +26,6 @@ from misgnet_runtime.log import err_console, out_console
 
 __all__ = ["err_console", "make_app", "out_console", "run_app"]
 
-# click's UsageError; newer versions of typer vendor click under another name.
-_WRONG_CALL: Any = typer.BadParameter.__bases__[0]
-_ALL = "misgnet.arguments"  # key in a context's ``meta``: all arguments as typed
 _OF_LOG = ("log", "quiet", "verbose", "timestamps")
 
 
@@ -149,7 +146,7 @@ class _Group(TyperGroup):
         formatter.write(help_page.page(self, ctx, formatter.width))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[_ALL] = tuple(args)
+        ctx.meta[TYPED] = tuple(args)
         ctx.meta[COMMAND] = ctx, tuple(args)
         with self._explained(ctx):
             return super().parse_args(ctx, args)
@@ -173,7 +170,7 @@ class _Group(TyperGroup):
         """Raises UsageError for an invalid call, in the requested log format; a call without arguments shows help."""
         try:
             yield
-        except _WRONG_CALL as error:
+        except WRONG_CALL as error:
             if type(error).__name__ == "NoArgsIsHelpError":
                 raise
             self._apply_shared(ctx)
@@ -183,8 +180,8 @@ class _Group(TyperGroup):
         """Applies the app's own options of an invalid call, before or after the command: --log selects its report."""
         parser = self.make_parser(ctx)
         parser.ignore_unknown_options = parser.allow_interspersed_args = True
-        with suppress(_WRONG_CALL):
-            given, _, options = parser.parse_args(list(ctx.meta[_ALL]))
+        with suppress(WRONG_CALL):
+            given, _, options = parser.parse_args(list(ctx.meta[TYPED]))
             for option in options:
                 if option in self.params and option.name in _OF_LOG:
                     option.handle_parse_result(ctx, given, [])

@@ -12,7 +12,8 @@ import typer
 from misgnet_runtime.limits import MANIFEST_BYTES
 from misgnet_runtime.storage.files import is_file, read_at_most
 
-COMMAND = "misgnet.command"  # key in a context's ``meta``: the context of the innermost command, its arguments as typed
+# Keys in a context's ``meta``: all arguments as typed; the context of the innermost command, with its arguments.
+TYPED, COMMAND = "misgnet.arguments", "misgnet.command"
 
 
 def engine_names(context: typer.Context, incomplete: str) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import typer
 
 from misgnet_runtime.bundle.signing.policy import VARIABLE as KEY_VARIABLE
+from misgnet_runtime.cli.completion import TYPED
 from misgnet_runtime.cli.help import type_name
 from misgnet_runtime.errors import UsageError
 from misgnet_runtime.options import Option, Stated
@@ -93,7 +94,7 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def _is_replaced(context: typer.Context) -> bool:
     """Returns whether the file of the variable is replaced by an option after the command."""
-    typed = context.meta.get("misgnet.arguments", ())
+    typed = context.meta.get(TYPED, ())
     stated = any(word == OPTION or word.startswith(f"{OPTION}=") for word in typed)
     return stated and not _given(context, "config")
 

@@ -6,6 +6,7 @@ Pages have no frames and cut no words: at 60 columns a text stands below its opt
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -16,6 +17,9 @@ import typer
 MOST_COLUMNS = 100  # longer lines are hard to read
 _LABELS = 28  # columns of options and their values, if texts stand beside them
 _BESIDE = 74  # columns from which texts stand beside them
+_SHORT = 30  # characters of a default that stays on one line
+_JOINED = "\xa0"  # a space at which no line ends
+_NOTE = re.compile(r"(?<=  )\[[^\]]*\]$")
 _TYPES = MappingProxyType({
     "int": "N", "integer": "N", "float": "NUMBER", "str": "TEXT", "text": "TEXT", "path": "FILE", "Path": "FILE",
 })  # fmt: skip
@@ -77,7 +81,8 @@ def option_usage(param: Any) -> str:
 
 def page(command: Any, context: Any, width: int) -> str:
     """Returns the help page of a command, or of a program with its commands, for lines of ``width`` columns."""
-    usage = f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}"
+    pieces = [piece.replace(" ", _JOINED) for piece in command.collect_usage_pieces(context)]
+    usage = f"Usage: {context.command_path} {' '.join(pieces)}"
     blocks = [_filled(usage, width, hanging=7)]
     blocks += [_filled(" ".join(text.split()), width) for text in (command.help or "").split("\n\n")]
     for title, rows in _sections(command, context).items():
@@ -92,10 +97,17 @@ def _sections(command: Any, context: Any) -> Mapping[str, list[tuple[str, str]]]
         record = param.get_help_record(context)
         if record is not None:
             title = getattr(param, "rich_help_panel", None) or ("Options" if _is_option(param) else "Arguments")
-            found.setdefault(title, []).append((_label(param), record[1]))
+            text = record[1].replace("\\[", "[")  # older versions of typer escape it for Rich
+            found.setdefault(title, []).append((_label(param), _NOTE.sub(_note, text)))
     commands = getattr(command, "commands", {})
     found["Commands"] = [(name, (one.help or "").split("\n\n")[0]) for name, one in commands.items()]
     return {title: rows for title, rows in found.items() if rows}
+
+
+def _note(found: re.Match[str]) -> str:
+    """Returns what typer adds to a text, such as "[default: 3]", on one line if it is short, without parentheses."""
+    text = re.sub(r"default: \((.*)\)", r"default: \1", found[0])
+    return text.replace(" ", _JOINED) if len(text) <= _SHORT else text
 
 
 def _is_option(param: Any) -> bool:
@@ -112,7 +124,7 @@ def _label(param: Any) -> str:
 def _table(rows: list[tuple[str, str]], width: int) -> Iterator[str]:
     beside = min(max(len(label) for label, _ in rows), _LABELS) + 4 if width >= _BESIDE else 8
     for label, text in rows:
-        lines = textwrap.wrap(text, max(width - beside, 20), break_long_words=False, break_on_hyphens=False)
+        lines = _filled(text, max(width - beside, 20)).splitlines()
         first = f"  {_bold(label)}"
         if lines and len(label) + 4 <= beside:
             yield first + " " * (beside - len(label) - 2) + lines.pop(0)
@@ -122,9 +134,10 @@ def _table(rows: list[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _filled(text: str, width: int, hanging: int = 0) -> str:
-    return textwrap.fill(
+    lines = textwrap.wrap(
         text, width, subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+    return "\n".join(lines).replace(_JOINED, " ")
 
 
 def _bold(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -9,10 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import typer
+
 from misgnet_runtime.cli.help import argument_usage, option_usage, type_name
 from misgnet_runtime.errors import UsageError
-from misgnet_runtime.storage.files import is_file
+from misgnet_runtime.storage.files import is_file, is_folder
 
+# click's UsageError; newer versions of typer vendor click under another name.
+WRONG_CALL: Any = typer.BadParameter.__bases__[0]
 # The commands of all programs, for those who ask the wrong one; the runtime cannot import the others.
 PROGRAMS = MappingProxyType({
     "misgnet-run": (
@@ -25,6 +30,8 @@ _EXPECTED = MappingProxyType({
     "int": "a whole number", "integer": "a whole number", "float": "a number",
 })  # fmt: skip
 _FILES = ("FILE", "SCENES", "RASTER", "REFERENCE", "DATES")  # words for values that are files
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".zst", ".7z")
+_NETWORKS = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".pt2")
 _ALIKE = 0.7  # from which similarity on a name is suggested
 
 
@@ -52,16 +59,17 @@ def explain(error: Any, context: Any, arguments: Sequence[str]) -> str:
 def check_paths(context: Any) -> None:
     """Raises UsageError if arguments of a valid call are swapped, or a path is a folder instead of a file."""
     paths = [(param, value) for param in context.command.params for value in _paths(context.params.get(param.name))]
-    bundle = context.params.get("bundle")
+    bundle = next(iter(_paths(context.params.get("bundle"))), None)  # older versions of Typer have text here
     for param, path in paths:
         if bundle is not None and param.name != "bundle" and _is_bundle(path) and not _is_bundle(bundle):
             what = f"BUNDLE is {bundle}, and {_name(param)} is {path}, which is a bundle"
             raise UsageError(f"{what}; {_usage(context)}")
     for param, path in paths:
-        if param.metavar in _FILES and not _may_be_folder(context, param) and path.is_dir():
+        if param.metavar in _FILES and not _may_be_folder(context, param) and is_folder(path):
             raise UsageError(f"{_name(param)} is {path}, which is a folder; name a file{_such_as(param, path)}")
         if param.metavar == "BUNDLE" and is_file(path):
-            raise UsageError(f"{_name(param)} is {path}, which is a file; a bundle is a folder; {_usage(context)}")
+            what = f"{_name(param)} is {path}, which is {_kind(path)}"
+            raise UsageError(f"{what}; {_usage(context)}")
         if param.metavar == "FOLDER" and is_file(path):
             raise UsageError(f"{_name(param)} is {path}, which is a file; name a folder")
 
@@ -73,7 +81,21 @@ def _paths(values: Any) -> list[Path]:
 
 def _may_be_folder(context: Any, param: Any) -> bool:
     """Returns whether the command takes folders instead of files: ``predict`` does, if a date is one."""
-    return param.name == "output" and any(path.is_dir() for path in _paths(context.params.get("before")))
+    return param.name == "output" and any(map(is_folder, _paths(context.params.get("before"))))
+
+
+def _kind(path: Path) -> str:
+    """Returns what a file is that was given instead of a bundle, and what to do with it."""
+    from misgnet_runtime.bundle.fields import MANIFEST
+
+    suffix = path.suffix.lower()
+    if path.name == MANIFEST:
+        return f"in a bundle; give its folder {path.parent}"
+    if suffix in _ARCHIVES:
+        return "a file; a bundle is a folder: unpack the archive first"
+    if suffix in _NETWORKS:
+        return f"a network; make a bundle of it with `misgnet-export build {shlex.quote(str(path))} ...`"
+    return "a file; a bundle is a folder"
 
 
 def _such_as(param: Any, path: Path) -> str:
@@ -97,6 +119,8 @@ def unknown_command(context: Any, name: str) -> str:
         return f"there is no command '{name}'; did you mean {near[0]}?"
     if programs := [program for program, others in PROGRAMS.items() if name in others]:
         return f"there is no command '{name}' here; use `{programs[0]} {name}`"
+    if is_file(Path(name)) or is_folder(Path(name)):
+        return f"'{name}' is a path; a command comes first: {context.info_name} COMMAND {name}"
     return f"there is no command '{name}'; commands are {', '.join(commands)}"
 
 
@@ -159,7 +183,7 @@ def _extra(context: Any, arguments: Sequence[str]) -> str:
 def _parsed(context: Any, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the values of a call by parameter, as texts, and the arguments that are left over."""
     parser = context.command.make_parser(context)
-    with suppress(Exception):  # the call is invalid
+    with suppress(WRONG_CALL):
         given, extra, _ = parser.parse_args(list(arguments))
         return given, extra
     return {}, []

@@ -247,6 +247,7 @@ def first_that_opens(
             opened = open_one(entry)
         except UnavailableError as error:
             refused[entry.name] = error
+            current().debug(f"{entry.name} does not run: {error}", engine=entry.name)
             continue
         if refused:
             current().info(not_here((name, error.short) for name, error in refused.items()))

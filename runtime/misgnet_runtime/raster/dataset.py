@@ -215,9 +215,21 @@ def find_sources(root: Path, pixels: PixelFormat = RGB8, *, labels: Labels = "re
 
     Raises InputError if a directory is missing or empty, or an image has no partner.
     """
+    _check_root(root)
     label = root / "label"
     used = labels == "required" or (labels == "optional" and label.exists())
     return find_pairs(root / "A", root / "B", label if used else None, pixels)
+
+
+def _check_root(root: Path) -> None:
+    """Raises InputError for the folder above those of the splits, as downloads and misgnet prepare make it."""
+    if (root / "A").is_dir() or not root.is_dir():
+        return
+    if splits := sorted(folder.name for folder in root.iterdir() if (folder / "A").is_dir()):
+        raise InputError(
+            f"directory {root} has no A/, but its {', '.join(splits)} have one; pass one of these, such as "
+            f"{root / splits[0]}"
+        )
 
 
 def find_pairs(before: Path, after: Path, label: Path | None = None, pixels: PixelFormat = RGB8) -> list[Source]:
@@ -231,7 +243,7 @@ def find_pairs(before: Path, after: Path, label: Path | None = None, pixels: Pix
             kinds = ("directory", "file") if one is before else ("file", "directory")
             raise InputError("BEFORE is a {} but AFTER is a {}; pass two files or two directories".format(*kinds))
     folders = [folder for folder in (before, after, label) if folder is not None]
-    parts = [_images_by_stem(folder) for folder in folders]
+    parts = [_images_by_stem(folder, is_label=folder is label) for folder in folders]
     for folder, files in zip(folders[1:], parts[1:], strict=True):
         _check_partners(parts[0], files, folder)
         _check_partners(files, parts[0], before)
@@ -253,11 +265,12 @@ def _check_partners(files: Mapping[str, Path], others: Mapping[str, Path], folde
     )
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
+def _images_by_stem(folder: Path, *, is_label: bool = False) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(
-            f"directory {folder} does not exist; each date needs its own directory, with equal file names in both"
-        )
+        need = "each date needs its own directory, with equal file names in both"
+        if is_label:
+            need = "scores need a label of each pair, an image of the pair's name with 0 and 255"
+        raise InputError(f"directory {folder} does not exist; {need}")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):

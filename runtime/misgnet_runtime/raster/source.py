@@ -14,7 +14,7 @@ from misgnet_runtime.errors import InputError
 from misgnet_runtime.raster.geotiff import open_geotiff
 from misgnet_runtime.raster.stated import Stated
 from misgnet_runtime.raster.tiff import opened
-from misgnet_runtime.storage.files import file_sha256, is_file
+from misgnet_runtime.storage.files import file_sha256, is_file, is_folder
 from misgnet_runtime.storage.snapshot import FileStamp
 
 
@@ -155,7 +155,7 @@ class LocalFile(RasterFile):
 
     def require(self) -> None:
         if not is_file(self.local):
-            found = "is a folder; give a GeoTIFF in it" if self.local.is_dir() else "does not exist"
+            found = "is a folder; give a GeoTIFF in it" if is_folder(self.local) else "does not exist"
             raise InputError(f"raster {self.local} {found}")
 
     def open(self) -> BinaryIO:

@@ -26,6 +26,10 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_not_regular_file(path: Path) -> bool:
     """Returns whether something exists that is not a regular file. Opening a named pipe would wait forever."""
     return os.path.exists(path) and not is_file(path)  # noqa: PTH110

@@ -96,6 +96,19 @@ def test_request_without_options_has_defaults(requests: list[BuildRequest]) -> N
     assert requests[0].requested == ("auto",) and requests[0].policy.threshold == 0.5
 
 
+@pytest.mark.parametrize(("quiet", "shown"), [([], "done: calibrate\n"), (["-q"], ""), (["--quiet"], "")])
+def test_a_quiet_build_prints_no_stages(
+    quiet: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(_: BuildRequest, console: Any) -> None:
+        console.print("done: calibrate")
+        raise InputError("stop")
+
+    monkeypatch.setattr(pipeline, "build", build)
+    assert exit_code(cli.main, *GIVEN, *quiet) == 4
+    assert capsys.readouterr() == (shown, "error: stop\n")
+
+
 def test_help_states_that_the_default_target_is_auto() -> None:
     (target,) = (one for one in typer.main.get_command(cli.app).commands["build"].params if one.name == "target")
     assert target.show_default == "auto" and "auto (cpu, and on x86_64 with OpenVINO" in target.help

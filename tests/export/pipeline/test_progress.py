@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import threading
 import time
@@ -133,3 +134,24 @@ def test_stage_that_starts_after_an_error_does_not_run(log: StageLog) -> None:
     with pytest.raises(InputError):
         log.overlap(late, fail)
     assert not ran
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_count_is_shown_whole_at_any_width(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    log = StageLog(console)
+    with log.stage("quantize to INT8 for tensorrt") as stage:
+        stage.show_status("estimate the sensitivity of each group of operators on the validation tiles")
+        stage.progress(1234, 5678)
+        assert log._bars._progress is not None
+        log._bars._progress.refresh()
+    assert isinstance(console.file, io.StringIO)
+    assert " 1234/5678 0:00:00" in console.file.getvalue()
+
+
+def test_nothing_but_lines_is_written_without_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    with StageLog(console).stage("read the tiles") as stage:
+        stage.progress(1, 2)
+    assert isinstance(console.file, io.StringIO)
+    assert re.fullmatch(r"done: read the tiles \(\d+\.\d s\)\n", console.file.getvalue())

@@ -139,6 +139,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "misspelled command": ("predct", "there is no command 'predct'; did you mean predict?"),
     "command of another program": ("build", "there is no command 'build' here; use `misgnet-export build`"),
     "unknown command": ("x", "there is no command 'x'; commands are predict, info, "),
+    "path in place of the command": (".", "'.' is a path; a command comes first: misgnet-run COMMAND ."),
     "option before the command": ("--cog predict", f"{COG}; write it after the command"),
     "option of another command": ("info b --cog", f"{COG}, not of info; leave it out"),
     "nothing given": ("predict", f"missing: BUNDLE, BEFORE, AFTER, -o FILE; {PREDICT}"),
@@ -182,8 +183,10 @@ def test_a_folder_instead_of_a_file_and_a_file_instead_of_a_folder_are_explained
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, folder, file = make_bundle(tmp_path / "bundle"), tmp_path / "folder", tmp_path / "file.tif"
+    archive, weights = tmp_path / "bundle.tar.gz", tmp_path / "best.pth"
     folder.mkdir()
-    file.touch()
+    for path in (file, archive, weights):
+        path.touch()
     for words, message in (
         (("predict", bundle, file, file, "-o", folder), f"-o is {folder}, which is a folder; name a file in it, such"),
         (
@@ -194,6 +197,9 @@ def test_a_folder_instead_of_a_file_and_a_file_instead_of_a_folder_are_explained
             ("predict", file, file, file, "-o", "c.tif"),
             f"BUNDLE is {file}, which is a file; a bundle is a folder; usage:",
         ),
+        (("info", archive), f"BUNDLE is {archive}, which is a file; a bundle is a folder: unpack the archive first"),
+        (("info", weights), f"BUNDLE is {weights}, which is a network; make a bundle of it with `misgnet-export build"),
+        (("info", bundle / "manifest.json"), f"BUNDLE is {bundle / 'manifest.json'}, which is in a bundle; give its"),
         (("predict", bundle, folder, folder, "-o", "c.png"), "BEFORE and AFTER are folders, and -o is c.png, the name"),
         (("batch", bundle, folder, "-o", "out"), f"SCENES is {folder}, which is a folder; name a file"),
         (("series", bundle, file, folder, "-o", "out"), f"DATES... is {folder}, which is a folder; name a file"),

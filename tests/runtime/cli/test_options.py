@@ -166,7 +166,7 @@ def test_help_shows_the_fields_texts(capsys: pytest.CaptureFixture[str], monkeyp
     with pytest.raises(IndexError):  # help does not call the command
         called("--help")
     shown = capsys.readouterr().out
-    for words in ("checkpoint", "--eval", "-e", "[default: (cpu)]", "as --tile, elsewhere", "MISGNET_TEST_KEY"):
+    for words in ("checkpoint", "--eval", "-e", "[default: cpu]", "as --tile, elsewhere", "MISGNET_TEST_KEY"):
         assert words in shown
     assert "--other-fast" not in shown and "None" not in shown and "()" not in shown
 

@@ -27,9 +27,11 @@ def root(tmp_path: Path) -> Path:
     return make_bundle(tmp_path / "bundle")
 
 
-def run(here: Path, *words: str | bytes, package: str = "misgnet_runtime") -> subprocess.CompletedProcess[bytes]:
+def run(
+    here: Path, *words: str | bytes, package: str = "misgnet_runtime", **more: str
+) -> subprocess.CompletedProcess[bytes]:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES), "COLUMNS": "200", "TERM": "xterm"}
-    variables = {**variables, "PYTHONIOENCODING": "utf-8", "MISGNET_CACHE": str(here / "cache")}
+    variables = {**variables, "PYTHONIOENCODING": "utf-8", "MISGNET_CACHE": str(here / "cache"), **more}
     name = {"misgnet_runtime": "misgnet-run", "misgnet_export": "misgnet-export"}.get(package, package)
     command = [sys.executable, "-c", CALL.format(package), name, *words]
     return subprocess.run(command, cwd=here, env=variables, capture_output=True, check=False)
@@ -82,6 +84,30 @@ def test_names_of_files_are_escaped_in_results(root: Path) -> None:
     assert ended.returncode == 0
     assert "\\u202e" in check_plain(ended)
     assert (root.parent / ODD / f"{ODD}.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_output_to_a_pipe_does_not_depend_on_the_width(root: Path, command: str) -> None:
+    """Paths and tables stay whole, so that other programs can read them."""
+    found = {run(root.parent, command, "bundle", COLUMNS=width).stdout for width in ("60", "80", "120")}
+    (text,) = (stdout.decode() for stdout in found)
+    assert "\x1b" not in text and "…" not in text
+    if command == "info":
+        assert "evidence/report.html" in [line.split()[0] for line in text.splitlines() if line]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut_in_a_terminal_of_any_width(root: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from misgnet_runtime.cli.info import print_info
+    from misgnet_runtime.log import SafeConsole
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    print_info(root, SafeConsole(file=stream, force_terminal=True, width=width))
+    text = stream.getvalue()
+    assert "\x1b" not in text and "…" not in text
+    for words in ("cpu-float32", "0.9000", "golden/tiles.npz", "evidence/report.html", "auto selects "):
+        assert words in text
 
 
 def test_tables_hold_no_control_characters() -> None:

@@ -334,7 +334,7 @@ def test_local_and_remote_dates_may_be_mixed_and_folders_are_local(
     assert (
         exit_code(cli.main, "misgnet-run", "watch", place.bundle, place.files, "-o", place.root / "w", "--remote") == 2
     )
-    assert "No such option" in capsys.readouterr().err
+    assert "not of watch; leave it out" in capsys.readouterr().err
 
 
 def test_batch_reads_addresses_and_retries_network_errors(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from sklearn import metrics as reference
 
 from misgnet_runtime.accuracy.metrics import Confusion
 from misgnet_runtime.errors import InputError
-from misgnet_runtime.raster.dataset import TileSet, find_pairs, read_tile, stack
+from misgnet_runtime.raster.dataset import TileSet, find_pairs, find_sources, read_tile, stack
 from misgnet_runtime.raster.images import image_size, read_image, read_label, write_mask
 from misgnet_runtime.raster.leakage import check_disjoint
 from misgnet_runtime.raster.tiling import cover, cut
@@ -255,6 +255,17 @@ def test_images_that_are_not_8_bit_rgb_are_refused(tmp_path: Path, case: str) ->
     with pytest.raises(InputError, match="8-bit RGB") as caught:
         read_image(path)
     assert str(path) in str(caught.value)
+
+
+def test_missing_folders_of_a_set_are_explained(tmp_path: Path) -> None:
+    write_pair(tmp_path / "train")
+    with pytest.raises(InputError, match=r"has no A/, but its train have one; pass one of these, such as .*train$"):
+        find_sources(tmp_path)
+    (tmp_path / "train/label").rename(tmp_path / "masks")
+    with pytest.raises(InputError, match=r"label does not exist; scores need a label of each pair"):
+        find_sources(tmp_path / "train")
+    with pytest.raises(InputError, match=r"A does not exist; each date needs its own directory"):
+        find_sources(tmp_path / "nowhere")
 
 
 def test_folders_without_common_names_show_the_names(tmp_path: Path) -> None:
