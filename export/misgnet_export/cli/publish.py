@@ -21,7 +21,7 @@ def publish(
         typer.Option(
             "--as",
             help="Format: deepness (a model for the QGIS plugin), stac-mlm (a STAC Item about the model), huggingface "
-            "(a folder with a model card; nothing is uploaded).",
+            "(a folder with a model card; nothing is uploaded), mlflow (a pyfunc model that takes two arrays).",
             show_default=False,
         ),
     ],
@@ -35,7 +35,7 @@ def publish(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
 ) -> None:
-    """Write a bundle in a format of other tools: QGIS with Deepness, STAC catalogues, or the Hugging Face Hub."""
+    """Write a bundle in another format: for QGIS with Deepness, STAC catalogues, the Hugging Face Hub or MLflow."""
     from misgnet_export.integrations.publish.run import publish_bundle
 
     written = publish_bundle(bundle, form, output, engine=engine, force=force)

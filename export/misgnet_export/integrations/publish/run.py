@@ -7,6 +7,7 @@ from pathlib import Path
 from misgnet_export.integrations.publish import Format
 from misgnet_export.integrations.publish.deepness import write_deepness
 from misgnet_export.integrations.publish.huggingface import write_huggingface
+from misgnet_export.integrations.publish.mlflow import write_mlflow
 from misgnet_export.integrations.publish.stac_mlm import write_stac_mlm
 from misgnet_runtime.bundle import read_bundle
 from misgnet_runtime.errors import UsageError
@@ -43,6 +44,5 @@ def publish_bundle(
     with replace_folder(output, force=force) as folder:
         if form == "deepness":
             return write_deepness(bundle, folder, engine)
-        if form == "stac-mlm":
-            return write_stac_mlm(bundle, folder)
-        return write_huggingface(bundle, folder)
+        write = {"stac-mlm": write_stac_mlm, "huggingface": write_huggingface, "mlflow": write_mlflow}[form]
+        return write(bundle, folder)
