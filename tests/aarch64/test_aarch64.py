@@ -70,11 +70,6 @@ def test_a_missing_tool_is_reported_with_the_install_command(
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
-def test_shellcheck_passes() -> None:
-    found = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
-
 
 def test_masks_are_compared_with_this_machines_masks(
     pair: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -143,8 +143,3 @@ def test_scripts_name_no_index_and_no_path_of_a_machine(script: Path) -> None:
     text = script.read_text()
     assert "://" not in text and "index-url" not in text and "/home" not in text
 
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
-def test_shellcheck_passes() -> None:
-    found = subprocess.run(["shellcheck", RUN, CARRY], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
