@@ -70,7 +70,6 @@ def test_a_missing_tool_is_reported_with_the_install_command(
     assert not (tmp_path / "work").exists()
 
 
-
 def test_masks_are_compared_with_this_machines_masks(
     pair: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,4 +142,3 @@ def test_run_lists_the_wheels(checkout: Path, tmp_path: Path) -> None:
 def test_scripts_name_no_index_and_no_path_of_a_machine(script: Path) -> None:
     text = script.read_text()
     assert "://" not in text and "index-url" not in text and "/home" not in text
-
