@@ -18,7 +18,7 @@ from misgnet_runtime.errors import UnavailableError
 
 _CODE = Path(__file__).with_name("mlflow_model.py")
 _FLAVOUR = "python_function"
-# Unless told otherwise, MLflow reports its use to a server, and shows progress; nothing here touches a network.
+# By default, MLflow reports its use to a server, and shows progress; nothing here touches a network.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
