@@ -885,7 +885,7 @@ def test_the_table_shows_every_step_in_80_columns():
     assert "99.900" in shown(msgspec.structs.replace(found, min_agreement=0.999))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    rows = [line.split() for line in lines if line[:2].strip().isdigit()]  # a cell that goes on is indented
+    rows = [line.split() for line in lines if line[:2].strip().isdigit()]  # continued cells are indented
     assert [row[:2] for row in rows] == [[str(s.number), s.phase] for s in found.steps]
     assert [row[-1] == "pass" for row in rows] == [s.accepted for s in found.steps]
     assert "all INT8" in text and "all float" in text and "+ g" in text
