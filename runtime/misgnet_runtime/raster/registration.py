@@ -27,7 +27,7 @@ from misgnet_runtime.raster.scaling import Scaling
 from misgnet_runtime.raster.statistics import spread
 from misgnet_runtime.raster.tiling import Span
 
-TOLERANCE = 1.5  # pixels between a window's offset and the common one; tall objects move by about one
+TOLERANCE = 1.5  # pixels between a window's offset and the mode; tall objects move by about one
 _COARSE = ((2, 1024), (3, 512), (3, 256))  # windows per axis and their side in pixels, for whole pixels
 _FINE = 8  # windows per axis for fractions of a pixel; neighbours share up to two thirds
 _SIDES = 256, 64  # most and fewest pixels of their side
@@ -50,7 +50,7 @@ class Registration:
 
     rows: float
     columns: float
-    inliers: int  # windows that agree with it
+    inliers: int  # windows that agree with each other
     windows: int  # windows with a clear peak
     residual: float  # root mean square of their distances from it, in pixels
 
@@ -111,15 +111,15 @@ def estimate_offset(pair: Pair, scalings: tuple[Scaling, Scaling], within: _Area
         if moved == offset:
             break
         offset = moved
-    centre = _summed_peak(windows, centre)
-    distances = np.hypot(*(vectors - centre).T)
-    inside = distances <= TOLERANCE
+    inside = np.hypot(*(vectors - centre).T) <= TOLERANCE
     agreeing = int(np.count_nonzero(inside))
     if agreeing < max(_LEAST, math.ceil(_LEAST_SHARE * len(matches))):
         raise _refusal(matches, "the windows disagree", agreeing)
+    centre = _summed_peak(windows, centre)
+    distances = np.hypot(*(vectors[inside] - centre).T)
     return Registration(
         rows=round(float(centre[0]), 2), columns=round(float(centre[1]), 2), inliers=agreeing, windows=len(matches),
-        residual=round(float(np.sqrt(np.mean(distances[inside] ** 2))), 2),
+        residual=round(float(np.sqrt(np.mean(distances**2))), 2),
     )  # fmt: skip
 
 
