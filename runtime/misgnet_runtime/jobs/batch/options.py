@@ -25,7 +25,7 @@ class BatchOptions:
         None, help="Ray cluster to use: auto, or an address (default: none, use this machine).", parse=_cluster
     )
     shard: Shard = option(
-        Shard(), help="Process only part INDEX of COUNT, from 0/8 to 7/8 (default: all scenes).", parse=Shard.parse,
+        Shard(), help="Process only part I of N, from 0/8 to 7/8 (default: all scenes).", parse=Shard.parse,
         show_default="",
     )  # fmt: skip
     workers: int | None = option(
