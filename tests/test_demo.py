@@ -79,6 +79,8 @@ def test_bundle_is_small_and_has_no_float_graph() -> None:
 def test_parity_asks_for_a_bundle_with_the_float_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(export_cli.main, "misgnet-export", "parity", BUNDLE, "--eval", tmp_path) == 4
     assert "has no float graph, which `misgnet-export parity` compares engines with" in capsys.readouterr().err
+    assert exit_code(cli.main, "misgnet-run", "info", BUNDLE) == 0
+    assert "without the float graph" in capsys.readouterr().out
 
 
 def test_scene_is_the_drawn_one(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def _summary(path: Path, found: _Found) -> Iterator[str]:
     yield f"tile {m.tile} px, overlap {m.scene_overlap} px ({m.overlap_from})"
     yield f"threshold {m.threshold:g}, classes {', '.join(m.class_names)}, weights {m.source_weights_sha256[:16]}"
     yield f"gate: {limit_of(m).describe(m.gate)}"
+    if not m.float_graph:
+        yield "without the float graph, so `misgnet-export parity` cannot evaluate it again"
     if found.bundle.signed:
         yield found.bundle.signed.describe()
 
