@@ -34,8 +34,8 @@ _FORMS = {"pair": "two inputs", "stacked": "stacked channels", "time": "a time a
 def info(bundle: BundlePath) -> None:
     """Show which engine runs on this machine, why the others do not, and a bundle's contents."""
     if is_json():
-        found = _read(bundle)
-        current().result([f"bundle {bundle}: {_auto_line(found.auto)}"], **_figures(found))
+        figures = bundle_figures(bundle)
+        current().result([f"bundle {bundle}: {_auto_line(figures['auto'])}"], **figures)
     else:
         print_info(bundle, out_console)
 
@@ -123,10 +123,7 @@ def model_lines(m: Manifest) -> Iterator[str]:
 
 def bundle_figures(path: Path) -> dict[str, Any]:
     """Returns the fields of the result event: manifest, engines in ranked order, what was chosen and why."""
-    return _figures(_read(path))
-
-
-def _figures(found: _Found) -> dict[str, Any]:
+    found = _read(path)
     signed = found.bundle.signed
     return {
         "bundle": found.bundle.path, "auto": found.auto, "engines": found.engines, "choice": found.choice,

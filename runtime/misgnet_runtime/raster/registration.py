@@ -169,11 +169,12 @@ def _coarse(library: Any, views: tuple[_View, _View], within: _Area) -> tuple[in
     """Returns the offset, in whole pixels, that windows of several sizes support best; (0, 0) if none is clear."""
     shorter = min(span.length for span in within)
     areas = {area: None for count, side in _COARSE for area in _windows(within, count, min(side, shorter), side)}
-    found = (_match(library, views, area, (0, 0), 1) for area in areas)
-    matches = [match for match in found if match and match.clarity >= 1]
-    if not matches:
+    matches = (_match(library, views, area, (0, 0), 1) for area in areas)
+    found = [(match.vector, match.clarity) for match in matches if match and match.clarity >= 1]  # spectra are large
+    if not found:
         return 0, 0
-    centre = _mode(np.array([match.vector for match in matches]), np.array([match.clarity for match in matches]))
+    vectors, clarities = zip(*found, strict=True)
+    centre = _mode(np.array(vectors), np.array(clarities))
     return round(float(centre[0])), round(float(centre[1]))
 
 
