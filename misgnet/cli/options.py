@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
+from misgnet_runtime.bars import Bars
 from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.errors import UnavailableError, UsageError
 from misgnet_runtime.log import unless_quiet
@@ -41,20 +42,12 @@ def check_numbers(tile: int, batch: int, threshold: float) -> None:
         raise UsageError(f"--threshold is {threshold}; it must be from 0 to 1")
 
 
-class Bar(Progress):
+class Bar(Bars):
     """A progress bar on stderr, if that is a terminal; pass its ``move`` as a function's ``progress`` callback."""
 
     def __init__(self, name: str) -> None:
         super().__init__(console=unless_quiet(err_console), transient=True)
         self._bar: TaskID = self.add_task(name, total=None)
-
-    def start(self) -> None:
-        if self.console.is_terminal:  # elsewhere, Rich would end the bar with an empty line
-            super().start()
-
-    def stop(self) -> None:
-        if self.live.is_started:
-            super().stop()
 
     def move(self, done: int, of: int) -> None:
         self.update(self._bar, completed=done, total=of)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
+from misgnet_runtime.bars import Bars
 from misgnet_runtime.cli.app import err_console
 from misgnet_runtime.formatting import plural
 from misgnet_runtime.log import unless_quiet
@@ -29,7 +30,7 @@ class TrainingDisplay:
         self._narrow = err_console.width < _WIDE
         bar = () if self._narrow else (BarColumn(24),)
         columns = (TextColumn("{task.description}"), *bar, TaskProgressColumn(), TextColumn("{task.fields[now]}"))
-        self._bars = Progress(*columns, console=unless_quiet(err_console), disable=not shown)
+        self._bars = Bars(*columns, console=unless_quiet(err_console), disable=not shown)
         self._bar = self._bars.add_task("training", total=1.0, now="")
         self._start: tuple[float, float] | None = None
         self._loss = self._speed = 0.0
@@ -69,13 +70,11 @@ class TrainingDisplay:
         return _clock((now - start) * (1 - share) / (share - first)) if share > first else "–:––"  # noqa: RUF001
 
     def __enter__(self) -> TrainingDisplay:
-        if self._bars.console.is_terminal:  # elsewhere, Rich would end the bar with an empty line
-            self._bars.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._bars.live.is_started:
-            self._bars.stop()
+        self._bars.stop()
 
 
 def _clock(seconds: float) -> str:

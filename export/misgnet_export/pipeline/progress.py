@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from misgnet_runtime.bars import Bars
 from misgnet_runtime.formatting import printable
 from misgnet_runtime.machine import usable_cores
 
@@ -157,9 +158,8 @@ class _Bars:
         columns = (SpinnerColumn(), description, BarColumn(12), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
         with self._changing:
             if self._progress is None:
-                self._progress = Progress(*columns, console=self._console, transient=True, expand=True)
-                if self._console.is_terminal:  # elsewhere, Rich would end the bars with an empty line
-                    self._progress.start()
+                self._progress = Bars(*columns, console=self._console, transient=True, expand=True)
+                self._progress.start()
             self._count += 1
             return self._progress
 
@@ -167,6 +167,5 @@ class _Bars:
         with self._changing:
             self._count -= 1
             if self._count == 0:
-                if progress.live.is_started:
-                    progress.stop()
+                progress.stop()
                 self._progress = None
